@@ -1,0 +1,186 @@
+"Callbacks around a stand-in trainer: what they decide, what they write, and that a resumed one decides the same."
+import io, json, os, signal, threading, time
+from types import SimpleNamespace
+import pytest, torch
+from seqrec_nb import callbacks as C
+from seqrec_nb.callbacks import EarlyStopping, GracefulStop, History, Progress, Validate
+
+class FakeTrainer(SimpleNamespace):
+    "Counters, records and hooks of a trainer whose epochs do nothing"
+    def __init__(self, *callbacks, epochs=10, **kw):
+        super().__init__(callbacks=callbacks, epochs=epochs, epoch=0, step=0, step_in_epoch=0, stop=None, record={}, lr=1e-3,
+                         model=torch.nn.Dropout(), loader=SimpleNamespace(n_steps=3), **kw)
+    def call(self, hook):
+        for c in self.callbacks: getattr(c, hook)(self)
+    def fit(self):
+        self.call('on_fit_start')
+        while self.epoch < self.epochs and not self.stop:
+            self.record = {}
+            self.call('on_epoch_start')
+            if self.stop: break
+            for self.step_in_epoch in (1, 2, 3):
+                self.step += 1
+                self.call('on_step_end')
+            self.epoch, self.step_in_epoch = self.epoch + 1, 0
+            self.record.update(epoch=self.epoch, loss=1 / self.epoch, seconds=.5, targets=100)
+            self.call('on_epoch_end')
+        self.call('on_fit_end')
+        return self
+
+def scores(values):
+    "A score that reads its value from a list, one for each call"
+    values = iter(values)
+    return lambda model: {'NDCG@10': next(values)}
+
+def test_best_epoch_is_the_first_of_the_highest():
+    v = Validate(scores([.1, .3, .2, .3]))
+    t, improved = FakeTrainer(v, epochs=4), []
+    t.callbacks = (v, SimpleNamespace(**{h: lambda t: None for h in ('on_fit_start', 'on_epoch_start', 'on_step_end', 'on_fit_end')},
+                                      on_epoch_end=lambda t: improved.append(v.improved)))
+    t.fit()
+    assert (v.best, v.best_epoch, improved) == (.3, 2, [True, True, False, False])
+    assert t.record['valid'] == {'NDCG@10': .3}
+
+def test_score_sees_an_evaluating_model_and_the_mode_comes_back():
+    seen = []
+    t = FakeTrainer(Validate(lambda m: seen.append((m.training, torch.is_grad_enabled())) or {'NDCG@10': .1}), epochs=1)
+    t.model.train()
+    t.fit()
+    assert seen == [(False, False)] and t.model.training
+
+def test_every_other_epoch_and_the_last():
+    at = []
+    v = Validate(lambda m: at.append(t.epoch) or {'NDCG@10': .1}, every=2)
+    t = FakeTrainer(v, epochs=5)
+    t.fit()
+    assert at == [2, 4, 5] and v.best_epoch == 2
+
+def test_what_cannot_be_compared_raises():
+    with pytest.raises(KeyError, match='did you mean'): FakeTrainer(Validate(scores([.1]), monitor='NDCG@11')).fit()
+    for bad in (float('nan'), float('inf')):
+        with pytest.raises(ValueError, match='NDCG@10 is .* in epoch 1'): FakeTrainer(Validate(scores([bad]))).fit()
+
+@pytest.mark.parametrize('patience, stop', [(1, 3), (2, 4), (3, 8), (0, 10)])
+def test_early_stopping(patience, stop):
+    values = [.1, .2, .1, .1, .3, .1, .1, .1, .1, .1]
+    t = FakeTrainer(Validate(scores(values)), EarlyStopping(patience)).fit()
+    assert t.epoch == stop and t.stop == (None if stop == 10 else 'early stopping')
+
+def test_early_stopping_waits_for_the_first_validation():
+    assert FakeTrainer(Validate(scores([.1, .2]), every=4), EarlyStopping(2), epochs=8).fit().epoch == 8
+
+def test_early_stopping_needs_validation():
+    with pytest.raises(ValueError, match='Validate'): FakeTrainer(EarlyStopping(3)).fit()
+
+@pytest.mark.parametrize('cut', range(1, 9))
+def test_resumed_callbacks_decide_as_before(cut):
+    values = [.1, .2, .15, .3, .1, .2, .2, .1, .1]
+    whole = FakeTrainer(Validate(scores(values)), EarlyStopping(3)).fit()
+    first = FakeTrainer(Validate(scores(values)), EarlyStopping(3), epochs=cut).fit()
+    state = json.loads(json.dumps(first.callbacks[0].state()))
+    second = FakeTrainer(Validate(scores(values[cut:])), EarlyStopping(3))
+    second.callbacks[0].load_state(state)
+    second.epoch = first.epoch
+    second.fit()
+    assert (second.epoch, second.stop, second.callbacks[0].state()) == (whole.epoch, whole.stop, whole.callbacks[0].state())
+
+def test_history(tmp_path):
+    path = tmp_path/'run'/'history.jsonl'
+    FakeTrainer(Validate(scores([.1, .2, .3])), History(path), epochs=3).fit()
+    rows = C.read_history(path)
+    assert [(r['epoch'], r['step'], r['valid']['NDCG@10']) for r in rows] == [(1, 3, .1), (2, 6, .2), (3, 9, .3)]
+    assert rows[0]['targets_per_s'] == 200 and rows[0]['lr'] == 1e-3 and rows[0]['loss'] == 1 and rows[0]['memory_mb'] > 50
+    assert path.read_bytes().endswith(b'\n') and C.read_history(tmp_path/'none') == []
+
+def test_history_is_rewound_to_where_the_run_continues(tmp_path):
+    path = tmp_path/'h.jsonl'
+    whole = FakeTrainer(Validate(scores([.1] * 5)), History(path), epochs=5).fit()
+    rows, text = C.read_history(path), path.read_bytes()
+    for cut in (*range(0, len(text), 41), len(text)):
+        for epoch in range(sum(end <= cut for end, _ in ends(text)) + 1):
+            path.write_bytes(text[:cut])
+            C.rewind(path, epoch)
+            assert C.read_history(path) == rows[:epoch] and path.read_bytes() == text[:len(path.read_bytes())]
+    t = FakeTrainer(Validate(scores([.1] * 3)), History(path), epochs=5)
+    path.write_bytes(text[:-20])
+    t.epoch, t.step = 2, 6
+    t.fit()
+    untimed = lambda rows: [{k: r[k] for k in ('epoch', 'step', 'loss', 'valid')} for r in rows]
+    assert untimed(C.read_history(path)) == untimed(rows)
+
+def ends(text): return [(i + 1, None) for i, c in enumerate(text) if c == ord('\n')]
+
+def test_history_refuses_nan(tmp_path):
+    t = FakeTrainer(History(tmp_path/'h.jsonl'))
+    t.record = dict(epoch=1, loss=float('nan'), seconds=1., targets=1)
+    with pytest.raises(ValueError): t.call('on_epoch_end')
+
+class Tty(io.StringIO):
+    def isatty(self): return True
+
+def test_progress_in_a_log_has_one_plain_line_an_epoch():
+    out = io.StringIO()
+    FakeTrainer(Validate(scores([.1, .3, .2])), Progress(out), epochs=3).fit()
+    lines = out.getvalue().splitlines()
+    assert '\r' not in out.getvalue() and '\x1b' not in out.getvalue() and len(lines) == 4
+    assert lines[1] == 'epoch 2/3  loss 0.5000  NDCG@10 0.3000 *  0.5 s  200 targets/s'
+    assert lines[3] == 'finished after 3 epochs; best NDCG@10 0.3000 in epoch 2'
+
+def test_progress_in_a_terminal_overwrites_within_the_epoch(monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(C.time, 'monotonic', lambda: float(next(clock)))
+    out = Tty()
+    FakeTrainer(Progress(out), epochs=2).fit()
+    first, second, last, rest = out.getvalue().split('\n')
+    steps = first.split('\r')
+    assert [s.split('  ')[1] for s in steps[1:-1]] == ['step 1/3', 'step 2/3', 'step 3/3'] and rest == ''
+    assert steps[-1].startswith('epoch 1/2  loss 1.0000') and len(steps[-1]) >= len(steps[-2]), 'nothing of the longer line is left'
+    assert last.strip() == 'finished after 2 epochs'
+
+NOTEBOOK = """
+import sys; sys.path.insert(0, 'tests')
+from test_callbacks import FakeTrainer, Progress
+FakeTrainer(Progress(), epochs=5).fit();
+"""
+
+def test_progress_in_a_notebook_is_one_display_with_text(request):
+    nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)])
+    nbclient.NotebookClient(nb, kernel_name='python3', resources=dict(metadata=dict(path=request.config.rootpath))).execute()
+    (out,) = nb.cells[0].outputs
+    assert out.output_type == 'display_data' and out.data['text/plain'] == 'finished after 5 epochs'
+    assert '<pre' in out.data['text/html'] and 'widget' not in str(out.data)
+
+def during(t, n, do):
+    "Do something at the n-th step of a run"
+    def on_step_end(t):
+        if t.step == n: do()
+    none = {h: lambda t: None for h in ('on_fit_start', 'on_epoch_start', 'on_epoch_end', 'on_fit_end')}
+    t.callbacks = (SimpleNamespace(on_step_end=on_step_end, **none), *t.callbacks)
+    return t
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signals_ask_the_trainer_to_stop(number):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    t = during(FakeTrainer(GracefulStop()), 4, lambda: os.kill(os.getpid(), number)).fit()
+    assert t.stop == 'interrupted' and t.epoch == 2, 'this stand-in finishes its epoch'
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+def test_second_ctrl_c_is_an_ordinary_one():
+    before = signal.getsignal(signal.SIGINT)
+    def twice():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(.01)
+    t = during(FakeTrainer(GracefulStop()), 4, twice)
+    with pytest.raises(KeyboardInterrupt): t.fit()
+    t.call('on_fit_end')
+    assert signal.getsignal(signal.SIGINT) == before
+
+def test_time_budget_and_no_signals_outside_the_main_thread(monkeypatch):
+    t = FakeTrainer(GracefulStop(budget=.05), epochs=1000)
+    during(t, 2, lambda: time.sleep(.06))
+    worker = threading.Thread(target=t.fit)
+    worker.start()
+    worker.join()
+    assert (t.stop, t.epoch) == ('time budget', 1)
