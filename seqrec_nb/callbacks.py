@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Validate', 'evaluated', 'find', 'EarlyStopping', 'rows', 'read_history', 'rewind', 'peak_memory', 'History', 'Log',
-           'Terminal', 'Notebook', 'screen', 'count', 'line', 'Progress', 'GracefulStop']
+           'Terminal', 'Notebook', 'screen', 'nth', 'line', 'Progress', 'GracefulStop']
 
 # %% ../nbs/51_callbacks.ipynb #108abbb0
 import json, math, os, signal, sys, threading, time
@@ -17,7 +17,7 @@ from .train import Callback
 try: import resource
 except ImportError: resource = None  # Windows
 
-# %% ../nbs/51_callbacks.ipynb #1836541f
+# %% ../nbs/51_callbacks.ipynb #f4c3dc20
 class Validate(Callback):
     "Score the model at epoch ends and remember the best epoch"
     def __init__(self, score: Callable, # model -> {metric: value}; called in eval mode, without gradients
@@ -35,7 +35,7 @@ class Validate(Callback):
         self.last_epoch, self.improved = t.epoch, self.best is None or value > self.best
         if self.improved: self.best, self.best_epoch = value, t.epoch
     def state(self): return {k: getattr(self, k) for k in ('best', 'best_epoch', 'last_epoch', 'improved')}
-    def load_state(self, state): vars(self).update({k: state[k] for k in self.state()})
+    def load_state(self, state): vars(self).update(state)
 
 # %% ../nbs/51_callbacks.ipynb #c94e52df
 def evaluated(score: Callable, model) -> dict:
@@ -51,7 +51,7 @@ def find(t, kind):
     "The trainer's first callback of a kind, or None"
     return next((c for c in t.callbacks if isinstance(c, kind)), None)
 
-# %% ../nbs/51_callbacks.ipynb #f5bdf648
+# %% ../nbs/51_callbacks.ipynb #3ced242d
 class EarlyStopping(Callback):
     "Stop after `patience` epochs without a new best value of `Validate`"
     def __init__(self, patience: int): # epochs; 0 never stops
@@ -60,8 +60,7 @@ class EarlyStopping(Callback):
         if self.patience and not find(t, Validate): raise ValueError('EarlyStopping needs Validate before it')
     def on_epoch_end(self, t):
         v = find(t, Validate)
-        if self.patience and v.last_epoch - v.best_epoch >= self.patience: t.stop = 'early stopping'
-    on_epoch_start = on_epoch_end
+        if self.patience and v.last_epoch - v.best_epoch >= self.patience: t.stop = t.stop or 'early stopping'
 
 # %% ../nbs/51_callbacks.ipynb #15f6153b
 def rows(path: Path):
@@ -94,17 +93,17 @@ def peak_memory() -> dict:
     if torch.cuda.is_initialized(): out['gpu_memory_mb'] = round(torch.cuda.max_memory_allocated() / 2**20)
     return out
 
-# %% ../nbs/51_callbacks.ipynb #3ae508c8
+# %% ../nbs/51_callbacks.ipynb #1be41ccd
 class History(Callback):
     "Append one line of JSON for each epoch to a file"
     def __init__(self, path): # usually run/'history.jsonl'
         self.path = Path(path)
-    def on_epoch_start(self, t):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        rewind(self.path, t.epoch)
+    def on_epoch_start(self, t): rewind(self.path, t.epoch)
     def on_epoch_end(self, t):
-        row = dict(t.record, step=t.step, lr=t.lr, **peak_memory())
+        row = dict(t.record, lr=t.lr, **peak_memory())
         row['targets_per_s'] = round(row['targets'] / max(row['seconds'], 1e-9), 1)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rewind(self.path, t.epoch - 1)
         with open(self.path, 'ab') as f:
             f.write((json.dumps(row, allow_nan=False, default=plain) + '\n').encode())
             f.flush()
@@ -148,35 +147,35 @@ def screen(out) -> Log:
     if out.isatty(): return Terminal(out)
     return Notebook(out) if getattr(shell, 'kernel', None) and out is sys.stdout else Log(out)
 
-# %% ../nbs/51_callbacks.ipynb #2c3da069
-def count(t, epoch: int) -> str:
+# %% ../nbs/51_callbacks.ipynb #0279f83a
+def nth(t, epoch: int) -> str:
     "An epoch and the goal, aligned"
     return f'{epoch:>{len(str(t.epochs))}}/{t.epochs}'
 
 def line(t) -> str:
     "A finished epoch in one line"
     r, v = t.record, find(t, Validate)
-    parts = [f'epoch {count(t, t.epoch)}', f"loss {r['loss']:.4f}"]
+    parts = [f'epoch {nth(t, t.epoch)}', f"loss {r['loss']:.4f}"]
     if v and 'valid' in r:
         parts.append(f"{v.monitor} {r['valid'][v.monitor]:.4f}{' *' if v.improved else '  '}")
     speed = r['targets'] / max(r['seconds'], 1e-9)
     return '  '.join([*parts, f"{r['seconds']:.1f} s", f'{speed:,.0f} targets/s'])
 
-# %% ../nbs/51_callbacks.ipynb #abcd7bad
+# %% ../nbs/51_callbacks.ipynb #1356f6e0
 class Progress(Callback):
     "One line for each epoch, and the step within it where the place allows"
     def __init__(self, out=None): # a stream; None: standard output
         self.out = out
     def on_fit_start(self, t): self.screen, self.shown = screen(self.out or sys.stdout), 0.
-    def on_epoch_start(self, t): self.began, self.first = time.monotonic(), t.step_in_epoch
     def on_step_end(self, t):
         if (now := time.monotonic()) < self.shown + .25: return
         self.shown = now
-        rate = (now - self.began) / (t.step_in_epoch - self.first)
-        step, left = t.step_in_epoch, rate * (t.loader.n_steps - t.step_in_epoch)
-        self.screen.live(f'epoch {count(t, t.epoch + 1)}  step {step}/{t.loader.n_steps}  {left:,.0f} s left')
+        step, steps = t.step_in_epoch, t.loader.n_steps
+        left = t.seconds / step * (steps - step)
+        self.screen.live(f'epoch {nth(t, t.epoch + 1)}  step {step}/{steps}  {left:,.0f} s left')
     def on_epoch_end(self, t): self.screen.keep(line(t))
     def on_fit_end(self, t):
+        if t.error: return  # the traceback says more
         v = find(t, Validate)
         best = f'; best {v.monitor} {v.best:.4f} in epoch {v.best_epoch}' if v and v.best is not None else ''
         self.screen.keep(f"{t.stop or 'finished'} after {t.epoch} epochs{best}")

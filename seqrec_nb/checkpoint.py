@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'CheckpointError', 'Damaged', 'environment', 'seal', 'fill'
            'settle', 'save', 'check_writable', 'Loaded', 'exists', 'newest', 'flat', 'differences', 'load',
            'Checkpoint', 'prepare', 'restore', 'position', 'save_best', 'RunLock', 'sha256', 'write_json']
 
-# %% ../nbs/52_checkpoint.ipynb #198127a9
+# %% ../nbs/52_checkpoint.ipynb #a5032164
 import hashlib, json, os, shutil, time, warnings
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save as tensor_bytes
 from torch import Tensor
 import seqrec_nb
-from .callbacks import Validate, find
+from .callbacks import EarlyStopping, Validate, find
 from .core import unknown
 from .files import RunLock, dumps, sha256, sync, write, write_json
 from .train import Callback
@@ -195,7 +195,7 @@ def load(folder, # e.g. run/'last'
     tensors = {g: {k: t.clone() for k, t in load_file(path/f'{g}.safetensors').items()} for g in groups}
     return Loaded(tensors, state, manifest, path)
 
-# %% ../nbs/52_checkpoint.ipynb #298f2db6
+# %% ../nbs/52_checkpoint.ipynb #9eefa5b0
 class Checkpoint(Callback):
     "Save `last/` and `best/` of a run, and continue from `last/`"
     def __init__(self, run, # the run directory
@@ -218,7 +218,7 @@ class Checkpoint(Callback):
         if (v := find(t, Validate)) and v.improved: save_best(self.run/'best', t, v, self.identity)
         self.save(t)
     def on_fit_end(self, t):
-        if position(t) != self.saved: self.save(t)
+        if not t.error and position(t) != self.saved: self.save(t)
     def save(self, t):
         save(self.run/'last', t.tensors(), dict(identity=self.identity, trainer=t.state()))
         self.saved, self.clock = position(t), time.monotonic()
@@ -232,11 +232,12 @@ def prepare(run: Path, afresh: bool):
             if afresh and path.exists(): shutil.rmtree(path)
         settle(folder)
 
-# %% ../nbs/52_checkpoint.ipynb #f87a35b6
+# %% ../nbs/52_checkpoint.ipynb #2fcb0dac
 def restore(t, found: Loaded):
     "Put a trainer where the checkpoint was made"
     t.load(found.tensors, found.state['trainer'])
-    here = environment(str(next(t.model.parameters()).device))
+    if early := find(t, EarlyStopping): early.on_epoch_end(t)  # it may have decided already
+    here = environment(str(t.device))
     if lines := differences(found.manifest['environment'], here):
         warnings.warn(f"continuing {found.path} elsewhere, so not to the same bits: {'; '.join(lines)}")
 

@@ -69,13 +69,13 @@ def pieces(
     for k in range(0, len(b), rows):
         yield b if rows >= len(b) else replace(b, **{f.name: cut(getattr(b, f.name), k) for f in fields(b)})
 
-# %% ../nbs/61_evaluate.ipynb #dcb5def9
+# %% ../nbs/61_evaluate.ipynb #17579b1b
 def count(
     s: Tensor, # (B,V) scores
     b: Batch,
     loader
 ) -> Tensor:
-    "(B,10): row, user, length, target, above, ties, then above, ties and number of the seen items, broken or not"
+    "(B,10): row, user, length, target, above, ties; above, ties and number of seen items; broken or not"
     seen = seen_place(s, b.target, *loader.seen(b))
     columns = [b.row, b.user, b.length, b.target, *place(s, b.target), *seen, unusable(s, b.target)]
     return torch.stack([c.long() for c in columns], 1)
@@ -97,7 +97,7 @@ def counts(
         found = torch.cat(found).cpu().numpy() if found else np.zeros((0, 10), int)
     return found[found[:, 0].argsort()]
 
-# %% ../nbs/61_evaluate.ipynb #1c19bebf
+# %% ../nbs/61_evaluate.ipynb #f7e9cc4e
 def rankings(
     model,           # a SeqModel
     loader,          # an EvalLoader
@@ -106,11 +106,11 @@ def rankings(
     "{'masked': Ranks without the seen items, 'unmasked': Ranks with them}, from one pass over the users"
     row, user, length, target, above, ties, seen_above, seen_ties, seen, bad = counts(model, loader, **kw).T
     if bad.any():
-        raise EvaluationError(f'{bad.sum()} of {len(bad)} rows have scores that are NaN or infinite (or no target): '
+        raise EvaluationError(f'{bad.sum()} of {len(bad)} rows have NaN or infinite scores (or no target): '
                               f'rows {row[bad > 0][:5].tolist()}, users {user[bad > 0][:5].tolist()}')
     whole = Ranks(user, length, target, above, ties, 0 * row + model.n_items)
-    masked = replace(whole, above=above - seen_above, ties=ties - seen_ties, n_candidates=model.n_items - seen)
-    return {'masked': masked, 'unmasked': whole}
+    left = dict(above=above - seen_above, ties=ties - seen_ties, n_candidates=model.n_items - seen)
+    return {'masked': replace(whole, **left), 'unmasked': whole}
 
 # %% ../nbs/61_evaluate.ipynb #47f63c40
 def ranks(

@@ -6,12 +6,12 @@
 __all__ = ['TINY', 'LOSSES', 'at_targets', 'CrossEntropy', 'loss_dtype', 'Negatives', 'SampledSoftmax', 'BCE', 'GBCE', 'BPR',
            'make_loss']
 
-# %% ../nbs/40_losses.ipynb #ee5dd1c1
+# %% ../nbs/40_losses.ipynb #cbe9b8c0
 import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import Batch, Out, unknown
+from .core import Batch, Out, rng, unknown
 from .models.base import SeqModel
 
 # %% ../nbs/40_losses.ipynb #76b357ff
@@ -62,7 +62,7 @@ def loss_dtype(device: str) -> torch.dtype:
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
     return torch.bfloat16 if half else torch.float32
 
-# %% ../nbs/40_losses.ipynb #691c7396
+# %% ../nbs/40_losses.ipynb #57d92862
 class Negatives:
     "Uniform negative items"
     def __init__(self, k: int,               # how many
@@ -75,14 +75,15 @@ class Negatives:
     def __call__(self, V: int, b: Batch, t: Tensor, row: Tensor):
         "Ids (k,) or (N,k), and (N,k) True where an id is a legal negative"
         if self.shared:
-            ids = torch.randint(1, V, (self.k,), device=t.device)
+            ids = torch.randint(1, V, (self.k,), generator=rng(), device=t.device)
             return ids, ids != t[:, None]
         known = t[:, None] if self.exclude == 'target' else self._known(b)
         at = torch.arange(len(t), device=t.device) if self.exclude == 'target' else row
-        ids = torch.randint(1, V, (len(t), self.k), device=t.device)
+        draw = lambda: torch.randint(1, V, (len(t), self.k), generator=rng(), device=t.device)
+        ids = draw()
         bad = _member(known, at, ids)
         for _ in range(self.tries - 1):
-            ids = torch.where(bad, torch.randint(1, V, ids.shape, device=t.device), ids)
+            ids = torch.where(bad, draw(), ids)
             bad = _member(known, at, ids)
         return ids, ~bad
     def _known(self, b):

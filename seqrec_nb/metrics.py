@@ -179,7 +179,7 @@ def summary(
     return {'test_metrics': averages(ranks, ks), 'certain': int((ranks.n_candidates <= 10).sum()),
             'grouped_metrics': {g: describe(ranks.where(m), ks) for g, m in members(ranks, groups).items()}}
 
-# %% ../nbs/60_metrics.ipynb #aaeff829
+# %% ../nbs/60_metrics.ipynb #e4bb8687
 def paired(
     a: Ranks, b: Ranks,
     metric: str = 'NDCG@10',
@@ -191,8 +191,9 @@ def paired(
             raise ValueError(f'the two rankings differ in {column}: they did not answer the same question')
     d = per_user(a, metric) - per_user(b, metric)
     d[np.abs(d) < 1e-12] = 0   # the last bit of a running sum is no difference
-    return {'metric': metric, 'difference': float(d.mean()) if len(d) else None, 'n': len(d),
-            'interval': bootstrap(d, draws=draws, seed=seed), 'better': int((d > 0).sum()), 'worse': int((d < 0).sum())}
+    return {'metric': metric, 'difference': float(d.mean()) if len(d) else None,
+            'interval': bootstrap(d, draws=draws, seed=seed), 'n': len(d),
+            'better': int((d > 0).sum()), 'worse': int((d < 0).sum())}
 
 # %% ../nbs/60_metrics.ipynb #57c45e0a
 def detectable(

@@ -1,4 +1,4 @@
-"Counted models: hand-made counts, no leak, the same interface as trained models, and the published floors to 1e-4."
+"Counted models: counts by hand, no leak, the interface of trained models, and the published floors to 1e-4."
 import numpy as np, pytest, torch
 from safetensors.torch import load, save
 from conftest import needs_data
@@ -8,7 +8,7 @@ from seqrec_nb.data.planted import synthetic
 from seqrec_nb.data.splits import Split, leave_one_out
 from seqrec_nb.data.sequences import Sequences
 from seqrec_nb.evaluate import ranks, rankings
-from seqrec_nb.metrics import averages
+from seqrec_nb.metrics import averages, summary
 from seqrec_nb.models.base import MODELS, create
 from seqrec_nb.models.baselines import Cooccurrence, Markov, Popularity, pairs, rows_flat
 
@@ -17,8 +17,8 @@ ALL = [Popularity, Markov, Cooccurrence]
 def table(*histories, n_items=6):
     "A data set of these histories, in which the last two items of each are validation and test"
     n = np.array([len(h) for h in histories])
-    seqs = Sequences(np.concatenate(histories).astype(np.int32), np.r_[0, n.cumsum()], None, np.arange(len(n)), np.arange(1, n_items + 1))
-    return leave_one_out(seqs)
+    return leave_one_out(Sequences(np.concatenate(histories).astype(np.int32), np.r_[0, n.cumsum()], None,
+                                   np.arange(len(n)), np.arange(1, n_items + 1)))
 
 @pytest.fixture(scope='module')
 def data(): return synthetic(300, seed=0)
@@ -49,8 +49,8 @@ def test_by_hand():
     pop = Popularity.from_data(d).scores(b)[0, 1:]
     assert pop.tolist() == [3, 4, 1, 0, 0, 0]
     s = Markov.from_data(d).scores(b)
-    assert torch.allclose(s[0, 1:], torch.tensor([0, 3, 0, 0, 0, 0.], dtype=s.dtype) + 1e-9 * pop, rtol=0, atol=1e-15)
-    assert torch.allclose(s[1, 1:], torch.tensor([1, 0, 1, 0, 0, 0.], dtype=s.dtype) + 1e-9 * pop, rtol=0, atol=1e-15)
+    for row, want in zip(s, ([0, 3, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0])):
+        assert torch.allclose(row[1:] - 1e-9 * pop, torch.tensor(want).double(), rtol=0, atol=1e-15)
 
 def slow_cooccurrence(d, h, V):
     pop = np.bincount(rows_flat(d.train)[0], minlength=V)
@@ -62,7 +62,8 @@ def test_cooccurrence_against_the_formula(data):
     b = next(iter(EvalLoader(data.test, batch_size=40)))
     s = m.scores(b)
     for q in (0, 17, 39):
-        assert np.allclose(s[q], slow_cooccurrence(data, data.test.history(b.row[q]), V), rtol=1e-12, atol=1e-12)
+        slow = slow_cooccurrence(data, data.test.history(b.row[q]), V)
+        assert np.allclose(s[q], slow, rtol=1e-12, atol=1e-12)
 
 @pytest.mark.parametrize('cls', ALL)
 def test_interface(cls, data):
@@ -80,12 +81,13 @@ def test_padding_and_batch_do_not_matter(cls, data):
     wide = Batch(torch.nn.functional.pad(b.items, (0, 7)), length=b.length)
     assert torch.equal(m.scores(b)[:, 1:], m.scores(wide)[:, 1:])
     n = int((b.items[40] > 0).sum())
-    assert torch.equal(m.scores(Batch(b.items[40:41, :n], length=b.length[40:41]))[0, 1:], m.scores(b)[40, 1:])
+    alone = Batch(b.items[40:41, :n], length=b.length[40:41])
+    assert torch.equal(m.scores(alone)[0, 1:], m.scores(b)[40, 1:])
 
 @pytest.mark.parametrize('cls', ALL)
 def test_an_empty_history_is_no_error(cls, data):
-    s = cls.from_data(data).scores(Batch(torch.zeros(1, 3, dtype=torch.long), length=torch.zeros(1, dtype=torch.long)))
-    assert s[:, 1:].isfinite().all()
+    nothing = Batch(torch.zeros(1, 3, dtype=torch.long), length=torch.zeros(1, dtype=torch.long))
+    assert cls.from_data(data).scores(nothing)[:, 1:].isfinite().all()
 
 @pytest.mark.parametrize('cls', ALL)
 def test_saved_and_loaded(cls, data):
@@ -99,7 +101,8 @@ def test_saved_and_loaded(cls, data):
 def test_only_training_rows_count(cls):
     d, spoiled = synthetic(300, seed=0), synthetic(300, seed=0)
     for split in (spoiled.valid, spoiled.test): split.seqs.items[split.stop] = 7
-    assert all(torch.equal(a, b) for a, b in zip(cls.from_data(d).state_dict().values(), cls.from_data(spoiled).state_dict().values()))
+    a, b = (cls.from_data(x).state_dict() for x in (d, spoiled))
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 @pytest.mark.parametrize('cls', ALL)
 def test_a_million_items_need_no_square(cls):
@@ -120,7 +123,7 @@ FLOORS = {('ml-1m', 'P-sas'): [(.0369, .0180), (.2144, .1259), (.2553, .1466)],
 
 @needs_data
 @pytest.mark.parametrize('name,protocol', FLOORS)
-def test_floors(name, protocol, monkeypatch):
+def test_floors(name, protocol):
     "hybrid.md 1.14, computed there by other code"
     from seqrec_nb.data.splits import load
     d = load(name, protocol)
@@ -128,6 +131,11 @@ def test_floors(name, protocol, monkeypatch):
         both = rankings(cls.from_data(d), EvalLoader(d.test, max_len=10))
         got = averages(both['masked'], ks=(10,))
         assert (got['HR@10'], got['NDCG@10']) == pytest.approx(floor, abs=1e-4)
+        if cls is Markov and protocol == 'P-seed':
+            g = summary(both['masked'], ks=(10,))['grouped_metrics']
+            assert [g[n]['count'] for n in ('short', 'medium', 'long')] == [162, 2579, 3293]
+            got = [g[n]['HR@10'] for n in ('short', 'medium', 'long')]
+            assert got == pytest.approx([.2778, .2222, .1291], abs=1e-4)
         if cls is Popularity and protocol == 'P-seed':
             worst = averages(both['unmasked'].settle('worst'), ks=(10,))
             assert (worst['HR@10'], worst['NDCG@10']) == pytest.approx((.0229, .0109), abs=1e-4)

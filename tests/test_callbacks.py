@@ -8,7 +8,7 @@ from seqrec_nb.callbacks import EarlyStopping, GracefulStop, History, Progress, 
 class FakeTrainer(SimpleNamespace):
     "Counters, records and hooks of a trainer whose epochs do nothing"
     def __init__(self, *callbacks, epochs=10, **kw):
-        super().__init__(callbacks=callbacks, epochs=epochs, epoch=0, step=0, step_in_epoch=0, stop=None, record={}, lr=1e-3,
+        super().__init__(callbacks=callbacks, epochs=epochs, epoch=0, step=0, step_in_epoch=0, seconds=1., stop=None, error=None, record={}, lr=1e-3,
                          model=torch.nn.Dropout(), loader=SimpleNamespace(n_steps=3), **kw)
     def call(self, hook):
         for c in self.callbacks: getattr(c, hook)(self)
@@ -17,12 +17,11 @@ class FakeTrainer(SimpleNamespace):
         while self.epoch < self.epochs and not self.stop:
             self.record = {}
             self.call('on_epoch_start')
-            if self.stop: break
             for self.step_in_epoch in (1, 2, 3):
                 self.step += 1
                 self.call('on_step_end')
             self.epoch, self.step_in_epoch = self.epoch + 1, 0
-            self.record.update(epoch=self.epoch, loss=1 / self.epoch, seconds=.5, targets=100)
+            self.record.update(epoch=self.epoch, step=self.step, loss=1 / self.epoch, seconds=.5, targets=100)
             self.call('on_epoch_end')
         self.call('on_fit_end')
         return self
@@ -81,6 +80,8 @@ def test_resumed_callbacks_decide_as_before(cut):
     second = FakeTrainer(Validate(scores(values[cut:])), EarlyStopping(3))
     second.callbacks[0].load_state(state)
     second.epoch = first.epoch
+    second.callbacks[1].on_epoch_end(second)   # what a restore does
+    if second.stop: second.epochs = second.epoch
     second.fit()
     assert (second.epoch, second.stop, second.callbacks[0].state()) == (whole.epoch, whole.stop, whole.callbacks[0].state())
 
@@ -127,7 +128,7 @@ def test_progress_in_a_log_has_one_plain_line_an_epoch():
     assert lines[3] == 'finished after 3 epochs; best NDCG@10 0.3000 in epoch 2'
 
 def test_progress_in_a_terminal_overwrites_within_the_epoch(monkeypatch):
-    clock = iter(range(10**6))
+    clock = iter(range(1, 10**6))
     monkeypatch.setattr(C.time, 'monotonic', lambda: float(next(clock)))
     out = Tty()
     FakeTrainer(Progress(out), epochs=2).fit()
@@ -184,3 +185,10 @@ def test_time_budget_and_no_signals_outside_the_main_thread(monkeypatch):
     worker.start()
     worker.join()
     assert (t.stop, t.epoch) == ('time budget', 1)
+
+def test_an_interruption_is_not_renamed_by_early_stopping():
+    t = FakeTrainer(Validate(lambda m: setattr(t, 'stop', 'interrupted') or {'NDCG@10': .1}), EarlyStopping(1))
+    t.callbacks[0].load_state(dict(best=.2, best_epoch=1, last_epoch=4))
+    t.epoch = 4
+    t.fit()
+    assert t.stop == 'interrupted' and t.epoch == 5

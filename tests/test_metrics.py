@@ -1,8 +1,8 @@
 "Every metric is a function of two integers per user: hand examples, ties, groups, intervals, files."
 import json
 import numpy as np, pytest
-from seqrec_nb.metrics import (GROUPS, Ranks, averages, bootstrap, describe, detectable, hr, members, mrr, ndcg, paired, per_user,
-                               summary, wilson)
+from seqrec_nb.metrics import (GROUPS, Ranks, averages, bootstrap, describe, detectable, hr, members, mrr,
+                               ndcg, paired, per_user, summary, wilson)
 
 def made(above, ties=0, n=1000, length=20, target=1):
     above = np.asarray(above); full = lambda x: np.broadcast_to(x, above.shape)
@@ -11,7 +11,8 @@ def made(above, ties=0, n=1000, length=20, target=1):
 @pytest.fixture
 def some():
     rng = np.random.default_rng(3); n = 500
-    return made(rng.geometric(.02, n) - 1, rng.integers(0, 5, n) * (rng.random(n) < .3), length=rng.integers(1, 120, n))
+    ties = rng.integers(0, 5, n) * (rng.random(n) < .3)
+    return made(rng.geometric(.02, n) - 1, ties, length=rng.integers(1, 120, n))
 
 def test_by_hand():
     r = made([0, 3, 9, 10, 40])
@@ -19,7 +20,9 @@ def test_by_hand():
     np.testing.assert_allclose(ndcg(r, 10), [1, 1 / np.log2(5), 1 / np.log2(11), 0, 0])
     np.testing.assert_allclose(mrr(r, 20), [1, 1/4, 1/10, 1/11, 0])
 
-@pytest.mark.parametrize('metric,gain', [('HR@10', lambda r: 1.), ('NDCG@10', lambda r: 1 / np.log2(r + 2)), ('MRR@10', lambda r: 1 / (r + 1))])
+GAIN = {'HR@10': lambda r: 1., 'NDCG@10': lambda r: 1 / np.log2(r + 2), 'MRR@10': lambda r: 1 / (r + 1)}
+
+@pytest.mark.parametrize('metric,gain', GAIN.items())
 def test_ties_are_the_mean_over_every_place(metric, gain):
     "The closed form equals the average over the ranks above … above+ties, one by one"
     for above in (0, 1, 5, 8, 9, 10, 30):
@@ -42,7 +45,8 @@ def test_settling_ties_bounds_the_expectation(some):
 def test_metric_names(name, some):
     with pytest.raises(ValueError): per_user(some, name)
 
-@pytest.mark.parametrize('columns', [dict(above=[-1]), dict(above=[1000]), dict(above=[500], ties=500), dict(above=[0], ties=-1)])
+@pytest.mark.parametrize('columns', [dict(above=[-1]), dict(above=[1000]), dict(above=[500], ties=500),
+                                     dict(above=[0], ties=-1)])
 def test_impossible_rows_are_refused(columns):
     with pytest.raises(ValueError, match='impossible'): made(**columns)
 
@@ -62,7 +66,8 @@ def test_overall_is_the_count_weighted_mean(some):
     g = summary(some)['grouped_metrics']
     assert sum(g[n]['count'] for n in GROUPS) == g['overall']['count'] == len(some)
     for m in averages(some):
-        assert sum(g[n][m] * g[n]['count'] for n in GROUPS) / len(some) == pytest.approx(g['overall'][m], rel=1e-12)
+        mean = sum(g[n][m] * g[n]['count'] for n in GROUPS) / len(some)
+        assert mean == pytest.approx(g['overall'][m], rel=1e-12)
     assert summary(some)['test_metrics'] == {m: g['overall'][m] for m in averages(some)}
 
 def test_an_empty_group_stays():
@@ -101,7 +106,8 @@ def test_intervals_hold_their_mean(some):
 
 def test_a_model_against_itself(some):
     p = paired(some, some)
-    assert p['difference'] == 0 and p['better'] == p['worse'] == 0 and p['n'] == len(some) and p['interval'] is None
+    assert p['difference'] == p['better'] == p['worse'] == 0
+    assert p['n'] == len(some) and p['interval'] is None
 
 def test_paired_sign_and_interval(some):
     better = Ranks(some.user, some.length, some.target, some.above // 2, some.ties, some.n_candidates)
@@ -132,7 +138,8 @@ def test_file_round_trip(some, tmp_path):
     again = Ranks.load(p)
     assert len(again) == 9 and all((v == vars(some)[k][:9]).all() for k, v in vars(again).items())
     assert [f.name for f in tmp_path.iterdir()] == ['ranks.npz']
-    with np.load(p, allow_pickle=False) as z: assert {'user', 'length', 'target', 'above', 'ties'} <= set(z.files)
+    with np.load(p, allow_pickle=False) as z:
+        assert {'user', 'length', 'target', 'above', 'ties'} <= set(z.files)
 
 def test_a_failed_save_leaves_the_old_file(some, tmp_path, monkeypatch):
     p = tmp_path / 'ranks.npz'; some.save(p); before = p.read_bytes()

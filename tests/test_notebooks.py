@@ -1,5 +1,5 @@
 "Every notebook runs from top to bottom with nbdev's runner: offline, without data sets, where it lies."
-import json, re, socket
+import json, re, socket, sys
 import pytest
 from conftest import NBS, NOTEBOOKS, ROOT
 from nbdev.config import get_config
@@ -23,8 +23,18 @@ def failure(nb, error):
     cells = json.loads((NBS/nb).read_text(encoding='utf-8'))['cells']
     return f"nbs/{nb}\n{''.join(cells[int(number[1]) - 1]['source']) if number else ''}\n{error}"
 
+@pytest.fixture
+def own_library():
+    "The library is imported anew, so that what another page has registered or patched is out of sight"
+    def ours(): return {name: module for name, module in sys.modules.items() if name.partition('.')[0] == 'seqrec_nb'}
+    before = ours()
+    for name in before: del sys.modules[name]
+    yield
+    for name in ours(): del sys.modules[name]
+    sys.modules.update(before)
+
 @pytest.mark.parametrize('nb', NOTEBOOKS)
-def test_notebook_runs(nb, request, monkeypatch, tmp_path, capfd):
+def test_notebook_runs(nb, request, monkeypatch, tmp_path, capfd, own_library):
     "Cells marked slow or gpu run if --nb-flags names them; only then are data sets and network there"
     flags = request.config.getoption('--nb-flags').split()
     if not flags:

@@ -6,8 +6,9 @@ from seqrec_nb.evaluate import rankings
 from seqrec_nb.metrics import hr, members, ndcg, paired
 from seqrec_nb.models.baselines import Cooccurrence, Markov, Popularity
 
-WORLDS = {'default': {}, 'order 2': dict(order=2), 'no pauses': dict(long_gaps=0), 'graph by length': dict(graph=(.8, .4, .1)),
-          'noise': dict(noise=1), 'small': dict(n_items=60, longest=55)}
+WORLDS = {'default': {}, 'order 2': dict(order=2), 'no pauses': dict(long_gaps=0),
+          'graph by length': dict(graph=(.8, .4, .1)), 'noise': dict(noise=1),
+          'small': dict(n_items=60, longest=55)}
 
 def test_same_seed_same_data():
     a, b, c = synthetic(100, seed=1), synthetic(100, seed=1), synthetic(100, seed=2)
@@ -18,13 +19,13 @@ def test_sizes_and_groups():
     assert (d.n_users, d.n_items, len(d.test)) == (600, 150, 600)
     n = d.test.length
     assert n.min() >= 3 and n.max() <= 90
-    assert np.allclose([(n <= 10).mean(), ((n > 10) & (n <= 50)).mean(), (n > 50).mean()], (.2, .3, .5), atol=.06)
+    assert np.allclose(np.bincount(np.searchsorted(BORDERS, n)) / 600, (.2, .3, .5), atol=.06)
     assert d.seqs.times.dtype == np.int64
     assert all((np.diff(d.seqs.times[a:b]) > 0).all() for a, b in zip(d.seqs.offsets, d.seqs.offsets[1:]))
     assert 'synthetic' in repr(d)
 
 def test_nobody_has_an_item_twice():
-    d = synthetic(200, n_items=60, longest=58)     # nearly everything is consumed, so the exact draw is used as well
+    d = synthetic(200, n_items=60, longest=58)     # nearly everything is consumed: the exact draw is needed
     for u in range(d.n_users): assert len(np.unique(d.seqs[u])) == len(d.seqs[u])
     assert d.seqs.items.min() >= 1 and d.seqs.items.max() <= 60
 
@@ -44,7 +45,7 @@ def test_the_oracle_reaches_the_best_and_nobody_passes_it(world):
         for k in (5, 10):
             value, error = d.best(k)[f'{m}@{k}']
             for r in oracle.values(): assert abs(f(r, k).mean() - value) < 4 * error
-    assert np.array_equal(oracle['masked'].above, oracle['unmasked'].above)     # no repeats: masking changes nothing for the oracle
+    assert np.array_equal(oracle['masked'].above, oracle['unmasked'].above)   # no repeats: nothing to mask
     for cls in (Popularity, Markov, Cooccurrence):
         r = rankings(cls.from_data(d), EvalLoader(d.test))['masked']
         p = paired(r, oracle['masked'])
@@ -70,13 +71,13 @@ def test_graph_by_length():
     assert share[0] > .97 and .35 < share[1] < .7 and share[2] < .2
 
 def test_the_law_is_what_was_drawn():
-    "Counted transitions of many users agree with the oracle's probabilities (chi-square per degree of freedom near 1)"
+    "Drawn targets agree with the probabilities, by rank (chi-square per degree of freedom near 1)"
     d = synthetic(4000, n_items=60, shares=(0, 1, 0), longest=55, noise=.3, seed=5)
     rows = d.test
     p = _probabilities(d, rows)
     hit = p[np.arange(len(rows)), rows.target]
     assert (hit > 0).all()
-    order = np.argsort(np.argsort(-p, 1), 1)[np.arange(len(rows)), rows.target]       # rank of the target under the law
+    order = np.argsort(np.argsort(-p, 1), 1)[np.arange(len(rows)), rows.target]   # the target's rank
     expected = np.sort(p, 1)[:, ::-1].sum(0)[:20]
     seen = np.bincount(order, minlength=20)[:20]
     chi = ((seen - expected) ** 2 / expected).sum() / 20
@@ -85,13 +86,15 @@ def test_the_law_is_what_was_drawn():
 def _probabilities(d, rows):
     T = lambda x: torch.as_tensor(np.asarray(x).astype(np.int64))
     i, s = d.seqs.items, rows.stop
-    p = d.oracle.probability(T(i[s - 1]), T(i[s - 2]), T(rows.length), T(d.seqs.times[s] - d.seqs.times[s - 1])).numpy()
+    pause = d.seqs.times[s] - d.seqs.times[s - 1]
+    p = d.oracle.probability(T(i[s - 1]), T(i[s - 2]), T(rows.length), T(pause)).numpy()
     for r in range(len(rows)): p[r, rows.history(r)] = 0
     return p / p.sum(1, keepdims=True)
 
 def test_order_two_needs_the_item_before():
     d = synthetic(200, order=2, seed=0)
-    last = torch.full((2,), 9); previous = torch.stack([(d.oracle.kind[1:] == k).nonzero()[0, 0] + 1 for k in (0, 1)])
+    last = torch.full((2,), 9)
+    previous = torch.stack([(d.oracle.kind[1:] == k).nonzero()[0, 0] + 1 for k in (0, 1)])
     p = d.oracle.probability(last, previous, torch.tensor([20, 20]), torch.tensor([60, 60]))
     assert not torch.allclose(p[0], p[1])
     one = synthetic(200, seed=0).oracle

@@ -80,6 +80,8 @@ def page_faults(nb):
     if export > 200: yield f'{export} exported lines (at most 200 a page)'
     if lines > 10 and words < lines: yield f'{words} words of prose for {lines} lines of code (one a line)'
     for text in code: yield from cell_faults(text)
+    odd = {c for cell in cells(nb) for c in source(cell) if c < ' ' and c != '\n'}
+    if odd: yield f'control characters, as from an unescaped backslash: {odd}'
 
 @pytest.mark.parametrize('nb', NOTEBOOKS)
 def test_page_keeps_the_house_style(nb):
@@ -327,7 +329,8 @@ def test_unsafe_loading_is_seen():
 
 SECRET = re.compile(r'''gh[pousr]_[A-Za-z0-9]{36} |github_pat_\w{22,} |hf_[A-Za-z0-9]{30,}
     |(?:AKIA|ASIA)[0-9A-Z]{16} |\bsk-[A-Za-z0-9_-]{24,} |xox[abprs]-[\w-]{10,} |AIza[\w-]{35}
-    |pypi-[\w-]{40,} |KGAT_\w{20,} |eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,} |-----BEGIN\ [A-Z\ ]*PRIVATE\ KEY |"key"\s*:\s*"[0-9a-f]{32}"
+    |pypi-[\w-]{40,} |KGAT_\w{20,} |eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}
+    |-----BEGIN\ [A-Z\ ]*PRIVATE\ KEY |"key"\s*:\s*"[0-9a-f]{32}"
     |(?i:token|secret|password|api_key)\s*=\s*['"][A-Za-z0-9+/_-]{20,}['"]''', re.X)
 
 def test_no_secrets():

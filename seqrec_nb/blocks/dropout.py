@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['random_bytes', 'dropout', 'Dropout']
 
-# %% ../../nbs/20_blocks.dropout.ipynb #ebcd2a97
+# %% ../../nbs/20_blocks.dropout.ipynb #6042d55e
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
+from ..core import rng
 
-# %% ../../nbs/20_blocks.dropout.ipynb #ab4da132
-def random_bytes(shape, device='cpu') -> Tensor:
-    "Uniform random bytes of `shape`, eight from each draw"
+# %% ../../nbs/20_blocks.dropout.ipynb #a777a8e4
+def random_bytes(shape) -> Tensor:
+    "Uniform random bytes of `shape` on the CPU, eight from each draw"
     n = torch.Size(shape).numel()
-    words = torch.empty((n + 7) // 8, dtype=torch.int64, device=device).random_(-2**63, None)
+    words = torch.empty((n + 7) // 8, dtype=torch.int64).random_(-2**63, None, generator=rng())
     return words.view(torch.uint8)[:n].view(shape)
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:

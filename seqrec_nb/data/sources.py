@@ -133,15 +133,15 @@ def copy(src, dst, cap: int) -> str:
         sha.update(block); dst.write(block)
     return sha.hexdigest()
 
-# %% ../../nbs/10_data.sources.ipynb #30cb9316
+# %% ../../nbs/10_data.sources.ipynb #f8adf27b
 def over_https(archive: Archive, path: Path) -> str:
     "Download to `path`; returns the SHA-256 of what came"
     if not archive.address.startswith('https://'): raise SourceError('only https addresses are used')
     with urlopen(archive.address, timeout=20) as response, open(path, 'wb') as f:
         return copy(response, f, archive.size)
 
-PIP = ('-m pip --disable-pip-version-check --retries 1 --timeout 20 download -q --no-deps --only-binary=:all: '
-       '--ignore-requires-python').split()
+PIP = ('-m pip --disable-pip-version-check --retries 1 --timeout 20 download -q --no-deps '
+       '--only-binary=:all: --ignore-requires-python').split()
 
 def over_pip(archive: Archive, path: Path) -> str:
     "Fetch a wheel with the package index that pip is set up for; nothing is installed"
@@ -188,7 +188,7 @@ def install(archive: Archive, name: str):
         fetch(archive, Path(d)/'archive.zip')
         extract(archive, Path(d)/'archive.zip', cache/name)
 
-# %% ../../nbs/10_data.sources.ipynb #d347106e
+# %% ../../nbs/10_data.sources.ipynb #3948ab0d
 def missing(source: Source, tried: list[str]) -> str:
     "What to do about a set that is not here"
     want = source.layouts()[0]
@@ -202,7 +202,7 @@ def missing(source: Source, tried: list[str]) -> str:
 
 def find(name: str # a key of `SOURCES`; case does not matter
         ) -> dict[str, Path]:
-    "The files of a named data set by role: 'interactions' and, where there are titles, 'items'; fetched if need be"
+    "The files of a named data set: 'interactions' and, where there are titles, 'items'; fetched if need be"
     if name.lower() not in SOURCES: raise SourceError(unknown('data set', name, SOURCES))
     source, tried = SOURCES[name.lower()], []
     if found := present(source): return found

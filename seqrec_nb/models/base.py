@@ -13,12 +13,13 @@ from safetensors.torch import load as load_bytes, save as save_bytes
 from torch import nn, Tensor
 from ..core import Batch, Out, reseed, unknown
 
-# %% ../../nbs/30_models.base.ipynb #97d17cbf
+# %% ../../nbs/30_models.base.ipynb #08bd2056
 class SeqModel(nn.Module):
     "Base of all models: table → embed → body → score"
     causal = True      # False: a position may depend on later ones, so train on prefixes
     trainable = True   # False: counted, not trained
     uses_time = False  # True: batches must carry times
+    threadsafe = False # True: draws only through `rng()` and keeps no state, so threads may share it
     def __init__(self, n_items: int,       # items in the catalogue, padding not counted
                  d_model: int | None = 64, # D; None: the model has no item vectors
                  max_len: int = 200):      # L: items of context at most
@@ -60,13 +61,13 @@ class SeqModel(nn.Module):
         s = self.scores(b, E).float().scatter(1, b.items, -torch.inf)
         return s[:, 1:].topk(min(k, self.n_items), 1).indices + 1
 
-# %% ../../nbs/30_models.base.ipynb #046a1343
+# %% ../../nbs/30_models.base.ipynb #be75c9f8
 MODELS = {}
 
 def register_model(f):
     "Make a class or a variant function available to `create`, the command line and experiments"
     name = f.__name__.lower()
-    if MODELS.get(name, f) is not f and MODELS[name].__module__ != f.__module__:
+    if name in MODELS and '__main__' != f.__module__ != MODELS[name].__module__:  # a notebook may define a model again
         raise ValueError(f'a model named {name!r} is registered already, by {MODELS[name].__module__}')
     MODELS[name] = f
     return f

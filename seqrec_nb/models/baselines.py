@@ -45,13 +45,13 @@ def spread(
     k = torch.arange(len(r), device=of.device) + (start[of] - (count.cumsum(0) - count))[r]
     scores.view(-1).index_add_(0, r * scores.shape[1] + next[k], by[r] * weight[k])
 
-# %% ../../nbs/30b_models.baselines.ipynb #9064ca4f
+# %% ../../nbs/30b_models.baselines.ipynb #8a682aea
 class Counted(SeqModel):
     "Base of models that count instead of learning"
     trainable = False
     def __init__(self, n_items: int, max_len: int = 200):
         super().__init__(n_items, None, max_len)
-        self.register_buffer('pop', torch.zeros(n_items + 1, dtype=torch.float64)) # (V,) training interactions
+        self.register_buffer('pop', torch.zeros(n_items + 1, dtype=torch.float64))  # (V,) training rows
     @classmethod
     def from_data(cls, data, **kw):
         "Count the training rows of a data set"
@@ -63,8 +63,8 @@ class Counted(SeqModel):
     def count(self, item, row): pass
     def table(self): return self.pop.new_zeros(self.n_items + 1, 0)
     def _load_from_state_dict(self, state, prefix, *args):
-        for name in self._buffers:
-            if prefix + name in state: setattr(self, name, torch.empty_like(state[prefix + name], device=self.pop.device))
+        for name in self._buffers.keys() & {k.removeprefix(prefix) for k in state}:
+            setattr(self, name, torch.empty_like(state[prefix + name], device=self.pop.device))
         super()._load_from_state_dict(state, prefix, *args)
 
 # %% ../../nbs/30b_models.baselines.ipynb #927cc22d
@@ -97,7 +97,7 @@ class Markov(Followers):
         self.add(s, b.at_last(b.items), torch.ones(len(b), dtype=s.dtype, device=s.device))
         return s
 
-# %% ../../nbs/30b_models.baselines.ipynb #a56db1d2
+# %% ../../nbs/30b_models.baselines.ipynb #48202cb0
 @register_model
 class Cooccurrence(Followers):
     "Score = what came up to `lags` steps after the last `recent` items, in the training rows"
@@ -111,7 +111,8 @@ class Cooccurrence(Followers):
         V, unit = self.n_items + 1, np.lcm.reduce(np.arange(1, self.lags + 1))
         found = [pairs(item, row, V, lag) for lag in range(1, self.lags + 1)]
         key, at = np.unique(np.concatenate([k for k, _ in found]), return_inverse=True)
-        votes = np.bincount(at, np.concatenate([n * (unit // lag) for lag, (_, n) in enumerate(found, 1)]), len(key))
+        shares = [n * (unit // lag) for lag, (_, n) in enumerate(found, 1)]
+        votes = np.bincount(at, np.concatenate(shares), len(key))
         self.keep(key, votes / unit / np.sqrt(self.pop.numpy()[key % V]))
     def scores(self, b: Batch, E=None) -> Tensor:
         s = self.pop.new_zeros(len(b), self.n_items + 1)

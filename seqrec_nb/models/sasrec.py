@@ -19,10 +19,11 @@ def positions_from_end(items):
     n = (items > 0).sum(1, keepdim=True)
     return (n - 1 - torch.arange(items.shape[1], device=items.device)).clamp_min(0)
 
-# %% ../../nbs/31_models.sasrec.ipynb #a6c3cae6
+# %% ../../nbs/31_models.sasrec.ipynb #9e59b551
 @register_model
 class SASRec(SeqModel):
     "Self-attentive sequential recommendation"
+    threadsafe = True
     def __init__(self, n_items: int,
                  d_model: int = 64,          # D: width of all vectors
                  n_blocks: int = 2,          # transformer blocks
