@@ -13,7 +13,7 @@ from safetensors.torch import load as load_bytes, save as save_bytes
 from torch import nn, Tensor
 from ..core import Batch, Out, reseed, unknown
 
-# %% ../../nbs/30_models.base.ipynb #08bd2056
+# %% ../../nbs/30_models.base.ipynb #1d521c10
 class SeqModel(nn.Module):
     "Base of all models: table → embed → body → score"
     causal = True      # False: a position may depend on later ones, so train on prefixes
@@ -58,7 +58,7 @@ class SeqModel(nn.Module):
     @torch.inference_mode()
     def predict(self, b: Batch, k: int = 10, E: Tensor = None) -> Tensor:
         "(B,k) the best ids that are not in the window, best first"
-        s = self.scores(b, E).float().scatter(1, b.items, -torch.inf)
+        s = self.scores(b, E).scatter(1, b.items, -torch.inf)
         return s[:, 1:].topk(min(k, self.n_items), 1).indices + 1
 
 # %% ../../nbs/30_models.base.ipynb #be75c9f8
