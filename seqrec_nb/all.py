@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_all.ipynb #7de41e24
+# %% ../nbs/99_all.ipynb #7a91ffd6
 from .core import Batch, Out, fold, generator, reseed
 from .device import pick_device, tune_allocator
-from .data import (SOURCES, PROTOCOLS, DataError, Dataset, EvalLoader, Interactions, Loader, Protocol, Sequences,
-                            Split, cut_date, find, leave_one_out, load, synthetic, to_sequences)
+from .data import SOURCES, PROTOCOLS, DataError, Dataset, EvalLoader, Interactions, Loader, Protocol
+from .data import Sequences, Split, cut_date, find, leave_one_out, load, synthetic, to_sequences
 from .blocks.attention import FeedForward, SelfAttention, TransformerBlock
 from .blocks.dropout import Dropout
-from .models import (MODELS, Cooccurrence, Markov, Popularity, SASRec, SeqModel, check_model, create,
-                              register_model)
+from .models import MODELS, Cooccurrence, Markov, Popularity, SASRec, SeqModel
+from .models import check_model, create, register_model
 from .losses import BCE, BPR, GBCE, LOSSES, CrossEntropy, SampledSoftmax
 from .train import Callback, NonFinite, Trainer
 from .callbacks import EarlyStopping, GracefulStop, History, Progress, Validate

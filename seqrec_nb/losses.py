@@ -47,7 +47,7 @@ class _ChunkedCE(torch.autograd.Function):
         gh, gE = ctx.saved_tensors
         return gh * g, gE * g, None, None, None
 
-# %% ../nbs/40_losses.ipynb #c158d3e5
+# %% ../nbs/40_losses.ipynb #68a1e713
 class CrossEntropy:
     "Cross-entropy over all items, without keeping the (N,V) scores"
     def __init__(self, chunk: int = 512): # rows of a slice
@@ -57,12 +57,13 @@ class CrossEntropy:
         if type(model).score is not SeqModel.score: return F.cross_entropy(model.score(h, out.E, b)[:, 1:], t - 1)
         return _ChunkedCE.apply(h.float(), out.E, t, self.chunk, loss_dtype(h.device.type)) / max(1, len(t))
 
+# %% ../nbs/40_losses.ipynb #98409aa3
 def loss_dtype(device: str) -> torch.dtype:
     "bf16 under bf16 autocast, else fp32"
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
     return torch.bfloat16 if half else torch.float32
 
-# %% ../nbs/40_losses.ipynb #57d92862
+# %% ../nbs/40_losses.ipynb #0d3b9c55
 class Negatives:
     "Uniform negative items"
     def __init__(self, k: int,               # how many
@@ -90,6 +91,7 @@ class Negatives:
         target = b.target if b.target.dim() == 2 else b.target[:, None]
         return torch.cat([b.items, target], 1).sort(1).values
 
+# %% ../nbs/40_losses.ipynb #b9372100
 def _member(known, row, ids):
     "(N,k) True where ids are among the sorted ids `known[row]`"
     known = known[row].contiguous()
@@ -115,7 +117,7 @@ def _mean(x, ok):
     "(N,) mean of x over the legal negatives"
     return (x * ok).sum(1) / ok.sum(1).clamp_min(1)
 
-# %% ../nbs/40_losses.ipynb #691e999c
+# %% ../nbs/40_losses.ipynb #6abf71ed
 class SampledSoftmax(_Sampled):
     "Cross-entropy against k negatives shared by the batch"
     def __init__(self, k: int = 256, shared: bool = True, unbiased: bool = False, exclude: str = 'target'):
@@ -124,11 +126,13 @@ class SampledSoftmax(_Sampled):
         if self.unbiased: neg = neg + math.log((V - 2) / neg.shape[1])
         return torch.cat([pos[:, None], neg.masked_fill(~ok, -torch.inf)], 1).logsumexp(1) - pos
 
+# %% ../nbs/40_losses.ipynb #8adb87fa
 class BCE(_Sampled):
     "Binary cross-entropy with k negatives for each position"
     def __init__(self, k: int = 1, shared: bool = False, exclude: str = 'window'): super().__init__(Negatives(k, shared, exclude))
     def rows(self, pos, neg, ok, V): return F.softplus(-pos) + _mean(F.softplus(neg), ok)
 
+# %% ../nbs/40_losses.ipynb #f6dde11e
 class GBCE(_Sampled):
     "Generalised binary cross-entropy, calibrated by t (gSASRec)"
     def __init__(self, k: int = 256, t: float = .75, shared: bool = True, exclude: str = 'target'):
@@ -138,6 +142,7 @@ class GBCE(_Sampled):
         beta = alpha * (self.t * (1 - 1 / alpha) + 1 / alpha)
         return beta * F.softplus(-pos) + (F.softplus(neg) * ok).sum(1)
 
+# %% ../nbs/40_losses.ipynb #38088eab
 class BPR(_Sampled):
     "Bayesian personalised ranking with k negatives for each position"
     def __init__(self, k: int = 1, shared: bool = False, exclude: str = 'window'): super().__init__(Negatives(k, shared, exclude))

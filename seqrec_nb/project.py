@@ -6,8 +6,9 @@
 __all__ = ['project_root', 'settings', 'page_address', 'buttons', 'PageButtons', 'exported_names', 'link_text', 'output_text',
            'cell_text', 'readme', 'write_project_files']
 
-# %% ../nbs/93_project.ipynb #41c27483
+# %% ../nbs/93_project.ipynb #95ca9376
 from ast import literal_eval
+from collections import Counter
 from configparser import ConfigParser
 from html import escape
 from pathlib import Path
@@ -62,14 +63,16 @@ class PageButtons:
         nb = path.relative_to(project_root(path.parent)/cfg['nbs_path']).as_posix()
         self.nb.cells[1].source += '\n\n' + buttons(nb, cfg)
 
-# %% ../nbs/93_project.ipynb #462782e9
+# %% ../nbs/93_project.ipynb #a7896ff4
 def exported_names(root: Path, cfg: dict) -> dict:
-    "Exported name -> address of its documentation"
+    "Exported name -> address of its documentation; a name that two modules have is left out"
     index = (root/cfg['lib_path']/'_modidx.py').read_text(encoding='utf-8')
     index = literal_eval(index.partition('d = ')[2])
     base = cfg['doc_host'] + cfg['doc_baseurl'] + '/'
-    return {name.removeprefix(module + '.'): base + page
-            for module, names in index['syms'].items() for name, (page, _) in names.items()}
+    found = [(name.removeprefix(module + '.'), base + page)
+             for module, names in index['syms'].items() for name, (page, _) in names.items()]
+    times = Counter(name for name, _ in found)
+    return {name: page for name, page in found if times[name] == 1}
 
 def link_text(text: str, names: dict, cfg: dict) -> str:
     "Markdown whose notebook links and names in backticks point into the docs; code blocks are left alone"

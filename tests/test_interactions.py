@@ -1,8 +1,8 @@
 "Reading interactions: every format gives one fingerprint, every kind of damage a named error, ids and times come back exactly."
-import gzip, io, json, zipfile
+import gzip, io, json, subprocess, sys, zipfile
 from datetime import datetime, timedelta, timezone
 import numpy as np, pandas as pd, pytest
-from conftest import needs_data
+from conftest import ROOT, needs_data
 from seqrec_nb.data.formats import DataError
 from seqrec_nb.data.interactions import Interactions
 from seqrec_nb.data.titles import read_titles
@@ -284,7 +284,7 @@ def test_typed_times(times):
     assert x.time.tolist() == [T, T + 1] and x.unit == 's' and x.time.dtype == np.int64
 
 @pytest.mark.parametrize('times,message', [
-    ([1, 2, 3], 'no unit'), ([0, 0, 0], 'no unit'), ([-1, -2, T], 'no unit'), ([20031224, 20031225, 20040101], 'dates or seconds'),
+    ([1, 2, 3], 'of no unit'), ([0, 0, 0], 'of no unit'), ([-1, -2, T], 'of no unit'), ([20031224, 20031225, 20040101], 'dates or seconds'),
     (['03/04/05', '03/04/06', '01/01/01'], 'not understood'), (['monday', 'tuesday', 'x'], 'not understood'),
     (['2003-12-24 10:00', '2003-12-24 10:00Z', '2003-12-25 10:00'], 'zone'), ([True, False, True], 'boolean'),
     ([1.5e18, 1.6e18, 1.7e18], r'2\*\*53'), (['2003-13-45', '2003-12-01', '2003-12-02'], 'time is not a date'),
@@ -300,6 +300,14 @@ def test_a_stated_unit_is_believed(unit):
     x = read(pd.DataFrame(dict(user=1, item=1, time=[3, 0, -2])), unit=unit)
     assert x.time.tolist() == [3, 0, -2] and x.unit == unit and x.order.tolist() == [2, 1, 0]
     assert any('negative' in n for n in x.report.notes) == (unit == 's')
+
+def test_arrays_are_our_own(tmp_path):
+    "Writable, and no view of the caller's frame"
+    df = DF.copy()
+    x, before = read(df), read(DF).fingerprint
+    df.loc[:, 'timestamp'] += 1
+    assert x.fingerprint == before
+    for y in (x, read(put(tmp_path/'a.csv', csv()))): assert all(c.flags.writeable and c.flags.owndata for c in y.columns.values())
 
 def test_wrong_unit():
     with pytest.raises(DataError, match='use one of'): read(DF, unit='minutes')
@@ -397,6 +405,12 @@ def test_stated_titles(tmp_path):
     put(tmp_path/'x.item', 'item_id:token\tmovie_title:token_seq\trelease_year:token\n007\tBond\t1962\n')
     assert read_titles(tmp_path/'x.item') == {'007': 'Bond (1962)'}
     with pytest.raises(DataError, match='no title column'): read_titles(put(tmp_path/'y.csv', 'movieId,genre\n1,2\n'))
+
+def test_memory_a_row():
+    "2 GiB must do for 20 M rows: here 2 M in a child, of which the imports are taken off"
+    out = subprocess.run([sys.executable, ROOT/'benchmarks'/'ingest.py', '2e6'], capture_output=True, text=True, check=True)
+    r = json.loads(out.stdout)
+    assert r['rows'] == 2_000_000 and r['peak_gib'] - r['imports_gib'] < .32, r
 
 # real data
 

@@ -12,7 +12,7 @@ from torch import nn, Tensor
 from ..core import unknown
 from .dropout import Dropout, dropout
 
-# %% ../../nbs/20b_blocks.attention.ipynb #62852c76
+# %% ../../nbs/20b_blocks.attention.ipynb #493d590a
 def _by_hand(q, k, v, causal, keep, p):
     "Product, softmax, product: fast in bf16 on a CPU, and where the weights themselves are needed"
     B, H, L, d = q.shape
@@ -25,6 +25,7 @@ def _by_hand(q, k, v, causal, keep, p):
     w = torch.baddbmm(bias, flat(q) * d ** -.5, flat(k).transpose(1, 2)).softmax(-1)
     return (dropout(w, p) @ flat(v)).view(B, H, L, d)
 
+# %% ../../nbs/20b_blocks.attention.ipynb #d2af4cdf
 def attention(q: Tensor, k: Tensor, v: Tensor, # (B,H,L,d_h)
               causal: bool = True,             # look back only
               keep: Tensor = None,             # (B,L) True where a position may be looked at (not needed when causal)
@@ -35,7 +36,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, # (B,H,L,d_h)
     if mask is not None and causal: mask = mask & torch.ones(q.shape[-2:-1] * 2, dtype=torch.bool, device=q.device).tril()
     return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=causal and mask is None)
 
-# %% ../../nbs/20b_blocks.attention.ipynb #41acedd2
+# %% ../../nbs/20b_blocks.attention.ipynb #9f551316
 class SelfAttention(nn.Module):
     "Multi-head attention of a sequence to itself"
     def __init__(self, d_model: int, n_heads: int, dropout: float = 0., causal: bool = True):
@@ -53,6 +54,7 @@ class SelfAttention(nn.Module):
         (wq, wk, wv), (bq, bk, bv) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         return F.linear(query, wq, bq), F.linear(x, wk, bk), F.linear(x, wv, bv)
 
+# %% ../../nbs/20b_blocks.attention.ipynb #4a0993ac
 class FeedForward(nn.Module):
     "Two linear maps with a non-linearity between them, at every position alone"
     def __init__(self, d_model: int, d_inner: int, dropout: float = 0., activation: str = 'relu'):

@@ -54,7 +54,7 @@ def nearest(names: list, role: str) -> str:
     near = [n for n in names if get_close_matches(plain(n), ROLES[role], n=1, cutoff=.6)]
     return f'did you mean {role}={near[0]!r}?' if near else f'give {role}=<its name>'
 
-# %% ../../nbs/11_data.formats.ipynb #c70c8f32
+# %% ../../nbs/11_data.formats.ipynb #ef7b6310
 def match(names: list, given: dict) -> dict[str, int]:
     "Roles to column numbers: what the caller gave first, then by name"
     found = {r: position(names, r, g) for r, g in given.items() if g is not None}
@@ -62,7 +62,8 @@ def match(names: list, given: dict) -> dict[str, int]:
         if role not in found and (i := fits(names, role, found.values())) is not None: found[role] = i
     for role in ('user', 'item'):
         if role not in found:
-            raise DataError(f"no {role} column among {', '.join(f'{str(n)!r}' for n in names)}: {nearest(names, role)}")
+            there = ', '.join(repr(str(n)) for n in names)
+            raise DataError(f'no {role} column among {there}: {nearest(names, role)}')
     if len(set(found.values())) < len(found): raise DataError(f'one column was given for two roles: {found}')
     if plain(names[found['user']]) in ROLES['item'] and plain(names[found['item']]) in ROLES['user']:
         raise DataError('user= and item= look swapped; if they are meant so, rename the columns')

@@ -90,7 +90,7 @@ def typed_ids(s: pd.Series, role: str, faults: Faults, header: str | None = None
         if bad.any(): faults.add(f'{role} {reason}', bad[codes], lambda i: repr(values[codes[i]]))
     return RawIds(codes, values, False)
 
-# %% ../../nbs/11c_data.ids.ipynb #793e3060
+# %% ../../nbs/11c_data.ids.ipynb #826e7cb0
 WHOLE, NUMBER = r'^(0|-?[1-9][0-9]*)$', r'^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$'
 
 def whole_ids(text: list[str], role: str, notes: list) -> np.ndarray | None:
@@ -103,17 +103,17 @@ def whole_ids(text: list[str], role: str, notes: list) -> np.ndarray | None:
         try: return pc.cast(arrow, pa.int64()).to_numpy()
         except pa.ArrowInvalid: notes.append(f'{role} ids exceed 64 bits and were kept as text')
     elif number.all() and (point := next((t for t in text if set(t) & set('.eE')), None)):
-        raise DataError(f'{role} ids look like floating point ({point!r}): write {INTEGERS}, or text that is no number')
+        raise DataError(f'{role} ids look like floating point ({point!r}): write {INTEGERS}, or text')
     elif number.all(): notes.append(f'{role} ids were kept as text: as a number, {odd!r} would lose its form')
     elif number.mean() > .5: notes.append(f'{role} ids were kept as text: not all are numbers, as {odd!r}')
     return None
 
-# %% ../../nbs/11c_data.ids.ipynb #37ab75f3
+# %% ../../nbs/11c_data.ids.ipynb #eea970c7
 def lookalikes(text: list[str], role: str, notes: list):
     "Note ids that differ in their Unicode form only"
     special = [t for t in text if not t.isascii()]
     twins = len(special) - len({unicodedata.normalize('NFC', t) for t in special})
-    if twins: notes.append(f'{twins} {role} id(s) differ from another in Unicode form only (NFC, NFD); they stay apart')
+    if twins: notes.append(f'{twins} {role} id(s) differ in Unicode form (NFC, NFD) only and were kept apart')
 
 # %% ../../nbs/11c_data.ids.ipynb #f71654cc
 def settle(raw: RawIds, keep: np.ndarray | None, role: str, notes: list) -> tuple[np.ndarray, np.ndarray]:

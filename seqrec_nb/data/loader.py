@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SAMPLES', 'WINDOWS', 'targets_at', 'Windows', 'deal', 'padding', 'Loader', 'EvalLoader']
 
-# %% ../../nbs/13_data.loader.ipynb #62ec8589
+# %% ../../nbs/13_data.loader.ipynb #82d34ea9
 import numpy as np, torch
+from fastcore.basics import patch
 from ..core import Batch, fold, unknown
 from .splits import Split
 
-# %% ../../nbs/13_data.loader.ipynb #1e186891
+# %% ../../nbs/13_data.loader.ipynb #706e5b99
 SAMPLES, WINDOWS = ('all', 'prefix', 'last'), ('last', 'random', 'every')
 
 def _each(begin, end, step=1):
@@ -20,6 +21,7 @@ def _each(begin, end, step=1):
     k = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     return end[row] - k * step, row
 
+# %% ../../nbs/13_data.loader.ipynb #b6cc9513
 def targets_at(split: Split, samples: str = 'all', window: str = 'last', max_len: int = 200):
     "Table positions of the last targets of all training samples, and the split's row of each"
     if samples not in SAMPLES: raise ValueError(unknown('kind of samples', samples, SAMPLES))
@@ -30,7 +32,7 @@ def targets_at(split: Split, samples: str = 'all', window: str = 'last', max_len
     row = np.flatnonzero(end > split.start)        # a single item has nothing to predict it from
     return end[row], row
 
-# %% ../../nbs/13_data.loader.ipynb #8f9d2983
+# %% ../../nbs/13_data.loader.ipynb #90a41d70
 class Windows:
     "Rows of windows over a table that lives on the device"
     def __init__(self, split: Split, row, hi, max_len: int, device='cpu', time: bool = False):
@@ -47,21 +49,28 @@ class Windows:
         self.hi, self._hi = hi, torch.as_tensor(hi).to(self.device)
         self.n = np.minimum(hi - self.begin, self.max_len)   # inputs in each window
     def __len__(self): return len(self.row)
-    def batch(self, rows, width: int, every: bool) -> Batch:
-        "Rows `rows` (device tensor) as a batch of `width` columns; `every` position a target, or only the end"
-        hi, begin = self._hi[rows, None], self._begin[rows, None]
-        lo = torch.maximum(begin, hi - self.max_len)
-        at = lo + torch.arange(width, device=self.device)
-        real = at < hi
-        look = lambda i: self.items[torch.minimum(i, hi)].long() * real
-        target = look(at + 1) if every else self.items[hi[:, 0]].long()
-        return Batch(look(at), target, self._user[rows], (hi - begin)[:, 0], self._times(at, hi), self._row[rows])
-    def _times(self, at, hi):
-        if self.times is None: return None
-        at = torch.cat([at, at[:, -1:] + 1], 1)
-        return self.times[torch.minimum(at, hi)]             # padding repeats the last time: its gaps are 0
 
-# %% ../../nbs/13_data.loader.ipynb #e8562de0
+# %% ../../nbs/13_data.loader.ipynb #6a6d3e11
+@patch
+def batch(self: Windows,
+          rows,        # device tensor of window numbers
+          width: int,  # columns
+          every: bool, # every position is a target, or only the end
+         ) -> Batch:
+    "Some windows as a batch"
+    hi, begin = self._hi[rows, None], self._begin[rows, None]
+    at = torch.maximum(begin, hi - self.max_len) + torch.arange(width, device=self.device)
+    look = lambda i: self.items[torch.minimum(i, hi)].long() * (at < hi)
+    target = look(at + 1) if every else self.items[hi[:, 0]].long()
+    return Batch(look(at), target, self._user[rows], (hi - begin)[:, 0], self._time(at, hi), self._row[rows])
+
+@patch
+def _time(self: Windows, at, hi):
+    "(B,L+1) times at the positions `at` and one further"
+    if self.times is None: return None
+    return self.times[torch.minimum(torch.cat([at, at[:, -1:] + 1], 1), hi)]
+
+# %% ../../nbs/13_data.loader.ipynb #0755172d
 def deal(n,                    # (R,) inputs in each window
          batch_size: int,      # rows of a step, at most
          parts: int,           # piles of lengths, so batches of a step
@@ -76,11 +85,12 @@ def deal(n,                    # (R,) inputs in each window
     piles = [rng.permutation(steps) + p * steps for p in range(parts)]
     return [[blocks[j] for j in hand if len(blocks[j])] for hand in zip(*piles)]
 
+# %% ../../nbs/13_data.loader.ipynb #45c66aa0
 def padding(n, blocks) -> float:
     "Cells computed per real token when the blocks are padded to their longest rows"
     return sum(int(n[b].max()) * len(b) for step in blocks for b in step) / max(1, int(n.sum()))
 
-# %% ../../nbs/13_data.loader.ipynb #5fa58d20
+# %% ../../nbs/13_data.loader.ipynb #b0cc22d9
 class Loader(Windows):
     "Training samples of a split, dealt in steps"
     def __init__(self, split: Split,        # normally `data.train`
@@ -107,29 +117,33 @@ class Loader(Windows):
     def padding(self, epoch: int = 0, parts: int = None) -> float:
         "Cells computed per real token"
         return padding(self.n, deal(self.n, self.batch_size, parts or self.parts, self.seed, epoch))
-    def steps(self, epoch: int, start: int = 0):
-        "The steps of an epoch from `start` on, each a list of batches"
-        if self.window == 'random': self._draw(epoch)
-        steps = deal(self.n, self.batch_size, self.parts, self.seed, epoch)[start:]
-        rows = torch.as_tensor(np.concatenate([b for s in steps for b in s]) if steps else np.zeros(0, int)).to(self.device)
-        k = 0
-        for step in steps:
-            out = []
-            for block in step:
-                out.append(self._batch(rows[k:k + len(block)], block)); k += len(block)
-            yield out
-    def _batch(self, rows, block):
-        every, n = self.samples == 'all', self.n[block]
-        b = self.batch(rows, int(n.max()), every)
-        b.n_targets = int(n.sum()) if every else len(block)
-        return b
-    def _draw(self, epoch):
-        "Ends of random windows: no nearer to the start than a full window"
-        rng = np.random.default_rng(fold(self.seed, 'window', epoch))
-        first = np.minimum(self.begin + self.max_len, self.end)
-        self.move(rng.integers(first, self.end + 1))
 
-# %% ../../nbs/13_data.loader.ipynb #cf40633f
+# %% ../../nbs/13_data.loader.ipynb #19684878
+@patch
+def steps(self: Loader, epoch: int, start: int = 0):
+    "The steps of an epoch from number `start` on, each a list of batches"
+    if self.window == 'random': self._draw(epoch)
+    hands = deal(self.n, self.batch_size, self.parts, self.seed, epoch)[start:]
+    blocks = [b for hand in hands for b in hand]
+    rows = torch.as_tensor(np.concatenate(blocks) if blocks else np.zeros(0, int)).to(self.device)
+    rows = iter(rows.split([len(b) for b in blocks]))
+    for hand in hands: yield [self._part(next(rows), block) for block in hand]
+
+@patch
+def _part(self: Loader, rows, block):
+    "One batch of similar lengths"
+    every, n = self.samples == 'all', self.n[block]
+    b = self.batch(rows, int(n.max()), every)
+    b.n_targets = int(n.sum()) if every else len(block)
+    return b
+
+@patch
+def _draw(self: Loader, epoch: int):
+    "Ends of random windows: no nearer to the start than a full window"
+    rng = np.random.default_rng(fold(self.seed, 'window', epoch))
+    self.move(rng.integers(np.minimum(self.begin + self.max_len, self.end), self.end + 1))
+
+# %% ../../nbs/13_data.loader.ipynb #6f7f1a55
 class EvalLoader(Windows):
     "Rows of a validation or test split, longest first"
     def __init__(self, split: Split, max_len: int = 200, batch_size: int = 512, device='cpu', time: bool = False):
@@ -143,13 +157,16 @@ class EvalLoader(Windows):
             b = self.batch(rows[k:k + self.batch_size], int(self.n[order[k]]), every=False)
             b.n_targets = len(b)
             yield b
-    def seen(self, b: Batch):
-        "(r, i): every distinct item i of the history of row r of the batch, its target left out"
-        at, count = self._begin[b.row], b.length
-        r = torch.repeat_interleave(torch.arange(len(b), device=self.device), count)
-        k = torch.arange(len(r), device=self.device) - (count.cumsum(0) - count)[r]
-        V = self.split.seqs.n_items + 1
-        pair = torch.unique(r * V + self.items[at[r] + k])
-        r, i = pair // V, pair % V
-        keep = i != b.target[r]
-        return r[keep], i[keep]
+
+# %% ../../nbs/13_data.loader.ipynb #34dc330f
+@patch
+def seen(self: EvalLoader, b: Batch):
+    "(r, i): every distinct item i of the history of row r of the batch, its target left out"
+    at, count = self._begin[b.row], b.length
+    r = torch.repeat_interleave(torch.arange(len(b), device=self.device), count)
+    k = torch.arange(len(r), device=self.device) - (count.cumsum(0) - count)[r]
+    V = self.split.seqs.n_items + 1
+    pair = torch.unique(r * V + self.items[at[r] + k])
+    r, i = pair // V, pair % V
+    keep = i != b.target[r]
+    return r[keep], i[keep]

@@ -19,12 +19,13 @@ def event_order(user: np.ndarray, time: np.ndarray | None) -> np.ndarray:
     order = np.lexsort((user,) if time is None else (time, user))     # stable, so the row decides ties
     return order.astype(np.int32) if len(order) < 2**31 else order
 
-# %% ../../nbs/11f_data.report.ipynb #32ae6894
+# %% ../../nbs/11f_data.report.ipynb #83209818
 def length_stats(n: np.ndarray) -> dict:
     "Of the numbers of rows a user"
     if not len(n): return {}
+    short, long = int((n <= 10).sum()), int((n > 50).sum())
     return dict(min=int(n.min()), median=float(np.median(n)), mean=float(n.mean()), max=int(n.max()),
-                short=int((n <= 10).sum()), medium=int(((n > 10) & (n <= 50)).sum()), long=int((n > 50).sum()))
+                short=short, medium=len(n) - short - long, long=long)
 
 # %% ../../nbs/11f_data.report.ipynb #630fcbde
 def gap_stats(user: np.ndarray, time: np.ndarray) -> tuple[dict, np.ndarray]:
@@ -107,36 +108,41 @@ def moment(t: int, unit: str) -> str:
     days = t if unit == 'day' else t // (86_400 * UNITS.get(unit, 1))
     return f'{t:,}' if unit == 'order' or abs(days) > 10**6 else str(np.datetime64(int(days), 'D'))
 
-# %% ../../nbs/11f_data.report.ipynb #58c3f5d5
+# %% ../../nbs/11f_data.report.ipynb #b29e85b9
 def origin_lines(r: Reading) -> list[tuple[str, str]]:
     "Where the rows came from, and what became of them"
     f = r.facts
     how = [f.get('layout', ''), f"separator {f['separator']}" if 'separator' in f else '',
-           '' if f.get('header', True) else 'no header', '' if f.get('encoding', 'utf-8') == 'utf-8' else f['encoding']]
+           '' if f.get('header', True) else 'no header', f.get('encoding', 'utf-8').replace('utf-8', '')]
     out = [('read from', f"{r.source} ({', '.join(h for h in how if h)})")] if f else []
     if 'columns' in f: out.append(('columns', ', '.join(f'{role} = {c}' for role, c in f['columns'].items())))
     bad = sum(n for _, n, *_ in r.rejected)
     dropped = f', {r.dropped:,} duplicates dropped' if r.dropped else ''
     out.append(('rows', f'{r.read:,} read, {r.repaired:,} repaired, {bad:,} rejected{dropped}'))
     for why, n, at, _ in r.rejected:
-        out.append(('rejected', f"{n:,} × {why}: {r.word} {', '.join(map(str, at))}{' …' if n > len(at) else ''}"))
+        places = ', '.join(map(str, at)) + (' …' if n > len(at) else '')
+        out.append(('rejected', f'{n:,} × {why}: {r.word} {places}'))
     return out
 
-# %% ../../nbs/11f_data.report.ipynb #18db5d5b
+# %% ../../nbs/11f_data.report.ipynb #f697b543
 def content_lines(r: Report) -> list[tuple[str, str]]:
     "What the rows look like"
-    g, l, out = r.gaps, r.lengths, []
-    say = lambda key: duration(g[key], r.unit)
-    out.append(('time', f'{r.span[0]} to {r.span[1]}, unit {r.unit}' if r.span else
-                'none: the order of rows is the order of events'))
-    if g: out += [('ties', f'{r.ties / r.kept:.1%} of rows share user and time with another; order rule {r.rule}'),
-                  ('gaps', f"median {say('median')}, 95 % up to {say('p95')}, longest {say('max')}; {g['zero']:.1%} are 0")]
-    if r.duplicates: out.append(('duplicates', f'{r.duplicates:,} rows equal an earlier one (dedupe=True drops them)'))
-    if l: out.append(('rows a user', f"{l['min']:,} to {l['max']:,}, median {l['median']:g}, mean {l['mean']:.1f}; users: "
-                                     f"{l['short']:,} short (≤ 10), {l['medium']:,} medium (≤ 50), {l['long']:,} long"))
+    g, l = r.gaps, r.lengths
+    none = 'none: the order of rows is the order of events'
+    out = [('time', f'{r.span[0]} to {r.span[1]}, unit {r.unit}' if r.span else none)]
+    if g:
+        middle, high, longest = (duration(g[k], r.unit) for k in ('median', 'p95', 'max'))
+        share = r.ties / r.kept
+        out += [('ties', f'{share:.1%} of rows share user and time with another; order rule {r.rule}'),
+                ('gaps', f"median {middle}, 95 % up to {high}, longest {longest}; {g['zero']:.1%} are 0")]
+    if r.duplicates:
+        out.append(('duplicates', f'{r.duplicates:,} rows equal an earlier one (dedupe=True drops them)'))
+    lengths = ('{min:,} to {max:,}, median {median:g}, mean {mean:.1f}; '
+               'users: {short:,} short (≤ 10), {medium:,} medium (≤ 50), {long:,} long')
+    if l: out.append(('rows a user', lengths.format(**l)))
     return out + [('note', n) for n in r.notes] + [('fingerprint', r.fingerprint[:16])]
 
-# %% ../../nbs/11f_data.report.ipynb #91ff3afb
+# %% ../../nbs/11f_data.report.ipynb #f4fe6853
 def as_text(r: Report) -> str:
     "The report for a terminal"
     head = f'{r.name}: {r.kept:,} rows, {r.users:,} users, {r.items:,} items'
@@ -145,7 +151,8 @@ def as_text(r: Report) -> str:
 def as_markdown(r: Report) -> str:
     "The report for a notebook"
     head = f'**{r.name}**: {r.kept:,} rows, {r.users:,} users, {r.items:,} items'
-    rows = [f'| {k} | {v} |' for k, v in ((k, v.replace('|', r'\|')) for k, v in origin_lines(r) + content_lines(r))]
+    safe = lambda v: v.replace('|', r'\|')
+    rows = [f'| {k} | {safe(v)} |' for k, v in origin_lines(r) + content_lines(r)]
     return '\n'.join([head, '', '| | |', '|---|---|', *rows])
 
 Report.__repr__ = as_text

@@ -83,7 +83,7 @@ def leave_one_out(seqs: Sequences, protocol: str = 'P-raw') -> Dataset:
     train = Split(seqs, 'train', user, start, np.where(three, end - 2, end))
     return Dataset(seqs, train, rows('valid', 2), rows('test', 1), protocol, seqs.name)
 
-# %% ../../nbs/12b_data.splits.ipynb #d3ec1680
+# %% ../../nbs/12b_data.splits.ipynb #9b19aa6b
 def _last_in(seqs, lo, hi, name):
     "Rows whose target is the user's last item at a time in [lo, hi)"
     inside = np.flatnonzero((seqs.times >= lo) & (seqs.times < hi))
@@ -93,6 +93,7 @@ def _last_in(seqs, lo, hi, name):
     some = stop > seqs.offsets[user]                    # a target without any history is nobody's task
     return Split(seqs, name, user[some], seqs.offsets[user[some]], stop[some])
 
+# %% ../../nbs/12b_data.splits.ipynb #16d3647d
 def cut_date(seqs: Sequences,
              valid_from: int,   # training ends before this time, in the table's unit
              test_from: int,    # validation ends before this time
@@ -108,7 +109,7 @@ def cut_date(seqs: Sequences,
     top = int(seqs.times.max()) + 1
     return Dataset(seqs, train, _last_in(seqs, valid_from, test_from, 'valid'), _last_in(seqs, test_from, top, 'test'), protocol, seqs.name)
 
-# %% ../../nbs/12b_data.splits.ipynb #30c6af06
+# %% ../../nbs/12b_data.splits.ipynb #ea5c908c
 @dataclass(frozen=True)
 class Protocol:
     "Which rows count"
@@ -121,10 +122,11 @@ class Protocol:
         "Filter, order and split a log"
         return leave_one_out(to_sequences(x, self.min_rating, self.min_item, self.min_user, self.core), self.name)
 
+# %% ../../nbs/12b_data.splits.ipynb #6dce6868
 PROTOCOLS = {p.name: p for p in [Protocol('P-raw'), Protocol('P-sas', min_item=5),
                                  Protocol('P-seed', min_rating=4, min_user=5), Protocol('P-bsa')]}
 
-# %% ../../nbs/12b_data.splits.ipynb #dfe6c3ed
+# %% ../../nbs/12b_data.splits.ipynb #4cebe8ef
 def as_protocol(p: 'str | Protocol | None') -> Protocol:
     "A protocol by name; None is `P-raw`"
     if isinstance(p, Protocol): return p
@@ -132,6 +134,7 @@ def as_protocol(p: 'str | Protocol | None') -> Protocol:
     if p not in PROTOCOLS: raise ValueError(unknown('protocol', p, PROTOCOLS))
     return PROTOCOLS[p]
 
+# %% ../../nbs/12b_data.splits.ipynb #126be6f0
 def interactions(name_or_path) -> Interactions:
     "The log of a registered data set, of a file, or of a DataFrame"
     if isinstance(name_or_path, Interactions): return name_or_path
@@ -142,6 +145,7 @@ def interactions(name_or_path) -> Interactions:
         raise FileNotFoundError(f"no file {name_or_path}, and {unknown('data set', name_or_path, SOURCES)}")
     return Interactions.read(name_or_path)
 
+# %% ../../nbs/12b_data.splits.ipynb #bf2a410c
 def load(name_or_path,                      # a name in SOURCES, a path, a DataFrame or Interactions
          protocol: 'str | Protocol' = None, # a name in PROTOCOLS or one of your own; None is P-raw
         ) -> Dataset:

@@ -123,7 +123,7 @@ class Lines:
         return [(first + i, why.format(self.counts[i]), self.flat[int(self.starts[i])].as_py())
                 for i in np.flatnonzero(wrong & ~self.blank).tolist()]
 
-# %% ../../nbs/11b_data.tables.ipynb #c3b29fad
+# %% ../../nbs/11b_data.tables.ipynb #452ac626
 def read_blanks(open_file: Callable, d: Dialect, roles: dict[str, int]) -> Table:
     "A text separated by runs of blanks: sequences of users, or a small table"
     with open_file() as f: table, _ = parse(f, d, ['c0'], {'c0': TEXT})
@@ -136,7 +136,7 @@ def read_blanks(open_file: Callable, d: Dialect, roles: dict[str, int]) -> Table
         return Table(columns, len(good), lambda rows: first + good[rows], torn=torn)
     line = np.repeat(np.arange(len(lines.counts)), lines.counts - 1)
     is_item = np.ones(len(lines.flat), bool); is_item[lines.starts] = False
-    columns = dict(user=pc.take(lines.flat, lines.starts[line]), item=pc.filter(lines.flat, pa.array(is_item)))
+    columns = dict(user=pc.take(lines.flat, lines.starts[line]), item=lines.flat.filter(pa.array(is_item)))
     torn = lines.torn(lines.counts < 2, 'a user without items', first)
     return Table(columns, len(line), lambda rows: first + line[rows], torn=torn)
 
@@ -178,7 +178,7 @@ def frame_table(df: pd.DataFrame, given: dict) -> Table:
     facts = dict(layout='data frame', columns={r: str(names[i]) for r, i in roles.items()})
     return Table(columns, len(df), lambda rows: rows, word='row', facts=facts)
 
-# %% ../../nbs/11b_data.tables.ipynb #d9b1b4eb
+# %% ../../nbs/11b_data.tables.ipynb #2cd23f06
 def parquet_table(path: Path, given: dict) -> Table:
     "A parquet file as a `Table`; only the columns that have a role are read"
     with open_bytes(path) as f:
@@ -186,7 +186,8 @@ def parquet_table(path: Path, given: dict) -> Table:
         names = file.schema_arrow.names
         roles = match(names, given)
         t = file.read(columns=[names[i] for i in roles.values()])
-    columns = {r: uncategorised(t.column(names[i]).to_pandas(integer_object_nulls=True)) for r, i in roles.items()}
+    plain = lambda i: uncategorised(t.column(names[i]).to_pandas(integer_object_nulls=True))
+    columns = {r: plain(i) for r, i in roles.items()}
     facts = dict(layout='parquet', columns={r: names[i] for r, i in roles.items()})
     return Table(columns, len(t), lambda rows: rows, word='row', facts=facts)
 

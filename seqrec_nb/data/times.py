@@ -39,7 +39,7 @@ def strangers(t: np.ndarray, unit: str, faults: Faults):
         if u != unit: faults.add(f'time looks like {u} where most are {unit}', band(k), show)
     faults.add('time is outside 1980 to 2100', ~band(UNITS[unit]), show)
 
-# %% ../../nbs/11d_data.times.ipynb #848885e9
+# %% ../../nbs/11d_data.times.ipynb #5479e4f8
 def find_unit(t: np.ndarray, faults: Faults) -> str:
     "The unit of integer times; a few rows of another size become faults"
     good = t[~faults.bad] if faults.bad.any() else t
@@ -49,7 +49,7 @@ def find_unit(t: np.ndarray, faults: Faults) -> str:
     if looks_like_date(good): raise DataError(ASK.format(f'times such as {low} may be dates or seconds'))
     share = {u: ((good >= FIRST * k) & (good < LAST * k)).mean() for u, k in UNITS.items()}
     best = max(share, key=share.get)
-    if share[best] < .5: raise DataError(ASK.format(f'times from {low} to {high} are of no unit that we know'))
+    if share[best] < .5: raise DataError(ASK.format(f'times from {low} to {high} are of no unit'))
     strangers(t, best, faults)
     return best
 
@@ -99,7 +99,7 @@ def ticks(t: np.ndarray, faults: Faults) -> tuple[np.ndarray, str]:
         coarse = t.astype(f'datetime64[{unit}]')
         if (coarse == t).all(): return coarse.astype(np.int64), unit
 
-# %% ../../nbs/11d_data.times.ipynb #8f13a90a
+# %% ../../nbs/11d_data.times.ipynb #9704efe5
 def text_times(column, faults: Faults, notes: list) -> np.ndarray:
     "Text to integers or datetimes"
     try: return pc.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
@@ -115,19 +115,20 @@ def text_times(column, faults: Faults, notes: list) -> np.ndarray:
         raise DataError(f'the time column is not understood, as in {show(np.flatnonzero(good)[0])}: '
                         'write whole numbers or ISO dates (2003-12-24 18:30:00)')
     is_number = (number & good).sum() >= (date & good).sum()
-    faults.add(f"time is not {'a number' if is_number else 'an ISO date'}", ~(number if is_number else date), show)
+    wanted, fits = ('a number', number) if is_number else ('an ISO date', date)
+    faults.add(f'time is not {wanted}', ~fits, show)
     text = pc.if_else(pa.array(~faults.bad), text, pa.scalar(None, pa.string()))
     return numbers(text, faults, notes) if is_number else iso(text, notes)
 
-# %% ../../nbs/11d_data.times.ipynb #702e96dd
+# %% ../../nbs/11d_data.times.ipynb #1cf12aa4
 def typed_times(s: pd.Series, faults: Faults, notes: list) -> np.ndarray:
     "A pandas column to integers or datetime64"
     missing, kind = s.isna().to_numpy(dtype=bool), pd.api.types.infer_dtype(s, skipna=True)
     faults.add('time is empty', missing)
     if kind == 'string':
         return text_times(pa.array(['' if m else v for v, m in zip(s, missing)], pa.string()), faults, notes)
-    if kind == 'integer': return s.fillna(0).to_numpy(dtype=np.int64)
-    if kind == 'floating': return floats(s.fillna(0).to_numpy(dtype=np.float64), faults, notes)
+    if kind == 'integer': return s.to_numpy(dtype=np.int64, na_value=0)
+    if kind == 'floating': return floats(s.to_numpy(dtype=np.float64, na_value=0), faults, notes)
     if kind not in ('datetime64', 'datetime', 'date', 'empty'):
         raise DataError(f'the time column holds {kind} values: use integers, datetimes or ISO text')
     zoned = getattr(s.dt, 'tz', None) is not None if kind == 'datetime64' else False

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['MODELS', 'CHECKS', 'SeqModel', 'register_model', 'model_class', 'settings', 'create', 'check_model']
 
-# %% ../../nbs/30_models.base.ipynb #6eef4d1e
+# %% ../../nbs/30_models.base.ipynb #6a9d760e
 import inspect, math
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load as load_bytes, save as save_bytes
+from fastcore.basics import patch
 from torch import nn, Tensor
 from ..core import Batch, Out, reseed, unknown
 
-# %% ../../nbs/30_models.base.ipynb #1d521c10
+# %% ../../nbs/30_models.base.ipynb #46040b4e
 class SeqModel(nn.Module):
     "Base of all models: table → embed → body → score"
     causal = True      # False: a position may depend on later ones, so train on prefixes
@@ -40,28 +41,39 @@ class SeqModel(nn.Module):
     def body(self, x: Tensor, b: Batch):
         "(B,L,D), or that and a dict of extras: what the history says at each position"
         raise NotImplementedError(f'{type(self).__name__} must define body(x, b)')
-    def score(self, h: Tensor, E: Tensor, b: Batch = None, items: Tensor = None) -> Tensor:
-        "(…,V) scores of all items, or (…,C) of `items` (C,) or (…,C)"
-        if items is None: return h @ E.T
-        e = F.embedding(items, E)
-        return h @ e.T if items.dim() == 1 else (e @ h.unsqueeze(-1)).squeeze(-1)
-    def forward(self, b: Batch, E: Tensor = None) -> Out:
-        if b.items.shape[1] > self.max_len:
-            raise ValueError(f'a window of {b.items.shape[1]} items is longer than max_len ({self.max_len})')
-        E = self.table() if E is None else E
-        h = self.body(self.embed(E, b), b)
-        return Out(h[0], E, h[1]) if isinstance(h, tuple) else Out(h, E)
-    def scores(self, b: Batch, E: Tensor = None) -> Tensor:
-        "(B,V) scores of every id after each row's last item; column 0 (padding) means nothing"
-        out = self(b, E)
-        return self.score(b.at_last(out.h), out.E, b)
-    @torch.inference_mode()
-    def predict(self, b: Batch, k: int = 10, E: Tensor = None) -> Tensor:
-        "(B,k) the best ids that are not in the window, best first"
-        s = self.scores(b, E).scatter(1, b.items, -torch.inf)
-        return s[:, 1:].topk(min(k, self.n_items), 1).indices + 1
 
-# %% ../../nbs/30_models.base.ipynb #be75c9f8
+# %% ../../nbs/30_models.base.ipynb #f4d4bc81
+@patch
+def score(self: SeqModel, h: Tensor, E: Tensor, b: Batch = None, items: Tensor = None) -> Tensor:
+    "(…,V) scores of all items, or (…,C) of `items` (C,) or (…,C)"
+    if items is None: return h @ E.T
+    e = F.embedding(items, E)
+    return h @ e.T if items.dim() == 1 else (e @ h.unsqueeze(-1)).squeeze(-1)
+
+@patch
+def forward(self: SeqModel, b: Batch, E: Tensor = None) -> Out:
+    "Vectors for every position of a batch"
+    if b.items.shape[1] > self.max_len:
+        raise ValueError(f'a window of {b.items.shape[1]} items is longer than max_len ({self.max_len})')
+    E = self.table() if E is None else E
+    h = self.body(self.embed(E, b), b)
+    return Out(h[0], E, h[1]) if isinstance(h, tuple) else Out(h, E)
+
+# %% ../../nbs/30_models.base.ipynb #6179027e
+@patch
+def scores(self: SeqModel, b: Batch, E: Tensor = None) -> Tensor:
+    "(B,V) scores of every id after each row's last item; column 0 (padding) means nothing"
+    out = self(b, E)
+    return self.score(b.at_last(out.h), out.E, b)
+
+@patch
+@torch.inference_mode()
+def predict(self: SeqModel, b: Batch, k: int = 10, E: Tensor = None) -> Tensor:
+    "(B,k) the best ids that are not in the window, best first"
+    s = self.scores(b, E).scatter(1, b.items, -torch.inf)
+    return s[:, 1:].topk(min(k, self.n_items), 1).indices + 1
+
+# %% ../../nbs/30_models.base.ipynb #529765bd
 MODELS = {}
 
 def register_model(f):
@@ -72,12 +84,14 @@ def register_model(f):
     MODELS[name] = f
     return f
 
+# %% ../../nbs/30_models.base.ipynb #1e623b53
 def model_class(name: str):
     "What is registered under a name (dashes and case do not matter)"
     key = str(name).lower().replace('-', '_')
     if key not in MODELS: raise ValueError(unknown('model', name, MODELS))
     return MODELS[key]
 
+# %% ../../nbs/30_models.base.ipynb #82222f7d
 def settings(f) -> dict:
     "The constructor arguments of a model with their defaults; a variant has those of its class as well"
     own = {k: p.default for k, p in inspect.signature(f).parameters.items()
@@ -85,6 +99,7 @@ def settings(f) -> dict:
     base = getattr(f, 'of', None)
     return {**settings(base), **own} if base else own
 
+# %% ../../nbs/30_models.base.ipynb #a99a6c47
 def create(name: str, n_items, **kw) -> SeqModel:
     "A registered model by name: `create('sasrec', 3416, d_model=128)`"
     f = model_class(name)
@@ -92,7 +107,7 @@ def create(name: str, n_items, **kw) -> SeqModel:
         if k not in settings(f): raise TypeError(f'{name}: ' + unknown('argument', k, settings(f)))
     return f(n_items, **kw)
 
-# %% ../../nbs/30_models.base.ipynb #80a469e9
+# %% ../../nbs/30_models.base.ipynb #76050116
 def _example(model, B=12, L=10, n=None, seed=0):
     "Histories of every length up to L, all with different first items, and times"
     reseed(seed, 'check'); L = min(L, model.max_len)
@@ -104,25 +119,28 @@ def _example(model, B=12, L=10, n=None, seed=0):
     time = 10**9 + torch.randint(1, 10**5, (B, L + 1)).cumsum(1)
     return Batch(items[:, :-1] * real, target, torch.arange(B), n.clone(), time, torch.arange(B), int(real.sum()))
 
+# %% ../../nbs/30_models.base.ipynb #cfd31ea7
 def _loss(model, b):
     "Cross-entropy over all items, written out: the checks depend on no other page"
     out = model(b)
     h, t = (out.h[b.target > 0], b.target[b.target > 0]) if b.target.dim() == 2 else (b.at_last(out.h), b.target)
     return F.cross_entropy(model.score(h, out.E)[:, 1:], t - 1)
 
-# %% ../../nbs/30_models.base.ipynb #4039bd7e
+# %% ../../nbs/30_models.base.ipynb #146ab929
 def _check_shapes(model, b):
     out, s = model(b), model.scores(b)
     assert s.shape == (len(b), model.n_items + 1), f'scores have shape {tuple(s.shape)}'
     assert out.E.shape[0] == model.n_items + 1, f'the table has {out.E.shape[0]} rows, not {model.n_items + 1}'
     assert out.h.shape[:2] == b.items.shape and s[:, 1:].isfinite().all(), 'shape of h, or scores that are not finite'
 
+# %% ../../nbs/30_models.base.ipynb #ff020518
 def _check_last(model, b):
     other = b.items.clone(); rows = torch.arange(len(b))
     other[rows, b.last] = other[rows, b.last] % model.n_items + 1
     moved = (model.scores(b) != model.scores(Batch(other, length=b.length, time=b.time, user=b.user)))[:, 1:].any(1)
     assert moved.all(), f'the scores ignore the last item for histories of length {b.length[~moved].unique().tolist()}'
 
+# %% ../../nbs/30_models.base.ipynb #38b2d822
 def _check_causal(model, b):
     if not model.causal: return
     full = b.length == b.items.shape[1]
@@ -133,7 +151,7 @@ def _check_causal(model, b):
         past = model(Batch(other, length=b.length, time=b.time, user=b.user)).h[:, :j]
         assert torch.allclose(past, h[:, :j], atol=1e-5), f'changing item {j} moves what stands before it'
 
-# %% ../../nbs/30_models.base.ipynb #fcd5d3c2
+# %% ../../nbs/30_models.base.ipynb #a6224525
 def _check_padding(model, b):
     s, zeros, L = model.scores(b), b.items.new_zeros(len(b), 1), b.items.shape[1]
     if L < model.max_len:
@@ -144,6 +162,7 @@ def _check_padding(model, b):
         E[0] = 7.
         assert torch.allclose(model.scores(b, E)[:, 1:], s[:, 1:], atol=1e-4), 'what stands in the padding row matters'
 
+# %% ../../nbs/30_models.base.ipynb #2f9fc260
 def _check_batch(model, b):
     s = model.scores(b)
     for r in range(len(b)):
@@ -151,6 +170,7 @@ def _check_batch(model, b):
         one = Batch(b.items[r:r+1, :n], length=b.length[r:r+1], time=b.time[r:r+1, :n+1], user=b.user[r:r+1])
         assert torch.allclose(model.scores(one)[:, 1:], s[r:r+1, 1:], atol=1e-4), 'a row alone scores unlike in its batch'
 
+# %% ../../nbs/30_models.base.ipynb #f6112bc4
 def _check_gradients(model, b):
     model.zero_grad(); _loss(model, b).backward()
     for name, p in model.named_parameters():
@@ -159,7 +179,7 @@ def _check_gradients(model, b):
         assert p.grad.isfinite().all(), f'{name} receives a gradient that is not finite'
     model.zero_grad()
 
-# %% ../../nbs/30_models.base.ipynb #55040922
+# %% ../../nbs/30_models.base.ipynb #4579f9b7
 def _check_saving(model, b):
     s, state = model.scores(b), load_bytes(save_bytes({k: v.clone() for k, v in model.state_dict().items()}))
     with torch.no_grad():
@@ -167,6 +187,7 @@ def _check_saving(model, b):
     model.load_state_dict(state)
     assert torch.equal(model.scores(b), s), 'saving and loading changes the scores'
 
+# %% ../../nbs/30_models.base.ipynb #76b0492a
 def _overfit(model, steps=300, lr=1e-2):
     "Loss of one batch learned by heart, as a share of ln V"
     b = _example(model, B=min(8, model.n_items))
@@ -178,6 +199,7 @@ def _overfit(model, steps=300, lr=1e-2):
     assert share < .05, f'after {steps} steps on one batch the loss is {share:.0%} of ln V, not below 5%'
     return share
 
+# %% ../../nbs/30_models.base.ipynb #93ebfa1e
 CHECKS = {'shapes': _check_shapes, 'last item': _check_last, 'causal': _check_causal, 'padding': _check_padding,
           'batch': _check_batch, 'gradients': _check_gradients, 'save and load': _check_saving}
 
