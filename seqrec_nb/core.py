@@ -15,12 +15,12 @@ from typing import Iterable, NamedTuple
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #6f4a1473
+# %% ../nbs/00_core.ipynb #020a00b0
 @dataclass
 class Batch:
     "Rows of histories, oldest item first, right-padded with 0"
     items: Tensor                # (B,L) item ids
-    target: Tensor | None = None # (B,L) the id to predict after each position, 0: none; or (B,) after the last one
+    target: Tensor | None = None # (B,L) ids to predict after each position, 0: none; or (B,) after the last
     user: Tensor | None = None   # (B,) user index
     length: Tensor | None = None # (B,) true history length, before any cut to L
     time: Tensor | None = None   # (B,L+1) seconds; column i+1 is when item i+1 happened
@@ -77,9 +77,10 @@ def drawing(*keys: int | str):
     try: yield
     finally: _thread.generator = before
 
-# %% ../nbs/00_core.ipynb #5777764c
+# %% ../nbs/00_core.ipynb #280a2f08
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     "The text of an error about a name that does not exist, with the nearest one that does"
     names = sorted(names)
     near = get_close_matches(str(name), names, n=1, cutoff=.5)
-    return f"unknown {kind} {name!r}" + (f": did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names)}")
+    advice = f': did you mean {near[0]!r}?' if near else f"; there are: {', '.join(names)}"
+    return f'unknown {kind} {name!r}{advice}'

@@ -10,11 +10,12 @@ import ctypes, platform, sys
 import torch
 from .core import unknown
 
-# %% ../nbs/01_device.ipynb #4dbe8470
+# %% ../nbs/01_device.ipynb #2f3f6d00
 def probe(device) -> str | None:
     "None if a first operation works on `device`, else the reason why not"
-    try: return None if (torch.ones(2, device=device) + 1).sum().item() == 4. else 'a first sum came out wrong'
+    try: total = (torch.ones(2, device=device) + 1).sum().item()
     except Exception as e: return f'{type(e).__name__}: {str(e).splitlines()[0]}'
+    return None if total == 4. else 'a first sum came out wrong'
 
 def pick_device(name: str = 'auto') -> torch.device:
     "`auto` is the first GPU that works, else the CPU; a device asked for by name must work"
@@ -23,17 +24,19 @@ def pick_device(name: str = 'auto') -> torch.device:
         except RuntimeError: raise ValueError(unknown('device', name, ['auto', 'cpu', 'cuda', 'mps']))
         if why := probe(device): raise RuntimeError(f'device {name!r} cannot be used: {why}')
         return device
-    found = [d for d, ok in (('cuda', torch.cuda.is_available()), ('mps', torch.backends.mps.is_available())) if ok]
-    return torch.device(next((d for d in found if probe(d) is None), 'cpu'))
+    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+    return torch.device(next((d for d in there if there[d] and probe(d) is None), 'cpu'))
 
-# %% ../nbs/01_device.ipynb #4285900b
+# %% ../nbs/01_device.ipynb #6d477b94
 PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 def precisions(device) -> list[str]:
     "The precisions that `device` computes natively, the most exact first"
     device = torch.device(device)
-    if device.type == 'cpu': return ['fp32', 'bf16'] if _cpu_flag('avx512_bf16', 'amx_bf16', 'bf16') else ['fp32']
-    if device.type == 'cuda': return ['fp32', 'bf16' if torch.cuda.get_device_capability(device) >= (8, 0) else 'fp16']
+    if device.type == 'cpu':
+        return ['fp32', 'bf16'] if _cpu_flag('avx512_bf16', 'amx_bf16', 'bf16') else ['fp32']
+    if device.type == 'cuda':
+        return ['fp32', 'bf16' if torch.cuda.get_device_capability(device) >= (8, 0) else 'fp16']
     return ['fp32']
 
 def _cpu_flag(*names):

@@ -32,7 +32,7 @@ from .evaluate import rankings, ranks
 # %% ../nbs/80_experiment.ipynb #13f10902
 _all_ = ['Experiment', 'PRESETS', 'RECIPES']
 
-# %% ../nbs/80_experiment.ipynb #dad7a8f4
+# %% ../nbs/80_experiment.ipynb #8b5660c4
 BUDGET = ('epochs', 'patience')
 
 def identity(e: Experiment, data: Dataset) -> dict:
@@ -42,7 +42,8 @@ def identity(e: Experiment, data: Dataset) -> dict:
 
 def run_name(e: Experiment) -> str:
     "A name that no other experiment has"
-    same = {k: v for k, v in e.to_dict().items() if k not in ('name', 'preset', 'save_every', 'device', 'threads')}
+    free = ('name', 'preset', 'save_every', 'device', 'threads')
+    same = {k: v for k, v in e.to_dict().items() if k not in free}
     return f'{e.model}-{Path(e.data).stem}-{e.protocol}-s{e.seed}-{fold(dumps(same)):016x}'[:-10]
 
 # %% ../nbs/80_experiment.ipynb #09be3305
@@ -79,7 +80,7 @@ def say(out: Path, text: str):
     print(text, flush=True)
     with open(out/'run.log', 'a', encoding='utf-8') as f: f.write(f'{datetime.now():%F %T} {text}\n')
 
-# %% ../nbs/80_experiment.ipynb #3854216a
+# %% ../nbs/80_experiment.ipynb #cbe84e2e
 def train(e: Experiment, data: Dataset, model: SeqModel, out: Path, resume: str, callbacks=()) -> Trainer:
     "Train until the best epoch is known: `best/` holds its weights"
     fit, valid, _ = loaders(e, data, model, pick_device(e.device))
@@ -87,14 +88,15 @@ def train(e: Experiment, data: Dataset, model: SeqModel, out: Path, resume: str,
     say(out, estimate(model, fit, loss, e))
     log = open(out/'run.log', 'a', encoding='utf-8')
     hooks = [Validate(lambda m: averages(ranks(m, valid)), e.monitor, e.eval_every),
-             History(out/'history.jsonl'), Progress(), Progress(log), EarlyStopping(e.patience), GracefulStop(),
-             *callbacks, Checkpoint(out, identity(e, data), resume, e.save_every)]
+             History(out/'history.jsonl'), Progress(), Progress(log),
+             EarlyStopping(e.patience), GracefulStop(), *callbacks,
+             Checkpoint(out, identity(e, data), resume, e.save_every)]
     t = Trainer(model, fit, loss, e.lr, e.weight_decay, e.precision, e.seed, hooks, e.clip)
     with log: t.fit(e.epochs)
     if t.stop and t.stop != 'early stopping': raise Interrupted(f'{t.stop}; everything is saved in {out}')
     return t
 
-# %% ../nbs/80_experiment.ipynb #6dd447b2
+# %% ../nbs/80_experiment.ipynb #6d7293dc
 def estimate(model, loader, loss, e: Experiment, n: int = 3) -> str:
     "The time that the whole budget would take, measured on a copy of the model"
     t = Trainer(copy.deepcopy(model), loader, loss, precision=e.precision, seed=e.seed)
@@ -105,8 +107,9 @@ def estimate(model, loader, loss, e: Experiment, n: int = 3) -> str:
     clock.append(time.perf_counter())
     per_target = (clock[-1] - clock[1]) / targets if targets else (clock[-1] - clock[0]) / k
     seconds = per_target * loader.n_targets
-    return (f'{loader.n_targets:,} targets an epoch in {loader.n_steps} steps on {t.device}, {e.precision}: about '
-            f'{seconds:.1f} s an epoch, so at most {seconds * e.epochs / 60:.1f} min of training for {e.epochs} epochs')
+    return (f'{loader.n_targets:,} targets an epoch in {loader.n_steps} steps on {t.device}, {e.precision}: '
+            f'about {seconds:.1f} s an epoch, so at most {seconds * e.epochs / 60:.1f} min of training '
+            f'for {e.epochs} epochs')
 
 # %% ../nbs/80_experiment.ipynb #ef4670f3
 def best_model(e: Experiment, data: Dataset, out: Path):
@@ -167,7 +170,7 @@ def doubts(e: Experiment, history: list, best_epoch: int, results: dict) -> list
         out.append('a metric lies outside [0, 1]')
     return out
 
-# %% ../nbs/80_experiment.ipynb #bb8771cb
+# %% ../nbs/80_experiment.ipynb #bcfd9222
 def test(e: Experiment, data: Dataset, out: Path, timings: dict) -> dict:
     "The one pass over the test rows: everything that goes into metrics.json"
     model, record = best_model(e, data, out)
@@ -180,8 +183,9 @@ def test(e: Experiment, data: Dataset, out: Path, timings: dict) -> dict:
     history = read_history(out/'history.jsonl'); results = summary(r['masked'])
     best = next((h['valid'] for h in history if h['epoch'] == record['epoch']), {})
     return {**results, 'test_metrics_unmasked': averages(r['unmasked']), 'best_epoch': record['epoch'],
-            'best_val_metric': best.get(e.monitor), 'valid_metrics': best, 'baselines': baselines, 'paired': gap,
-            'parameters': sum(p.numel() for p in model.parameters()), 'timings': timings, 'checkpoint': record,
+            'best_val_metric': best.get(e.monitor), 'valid_metrics': best,
+            'baselines': baselines, 'paired': gap, 'timings': timings, 'checkpoint': record,
+            'parameters': sum(p.numel() for p in model.parameters()),
             'recommendations': example(model, data, loader), 'environment': describe(record['device']),
             'warnings': doubts(e, history, record['epoch'], results), **origin(e, data)}
 

@@ -47,14 +47,15 @@ class _ChunkedCE(torch.autograd.Function):
         gh, gE = ctx.saved_tensors
         return gh * g, gE * g, None, None, None
 
-# %% ../nbs/40_losses.ipynb #68a1e713
+# %% ../nbs/40_losses.ipynb #9e7b356e
 class CrossEntropy:
     "Cross-entropy over all items, without keeping the (N,V) scores"
     def __init__(self, chunk: int = 512): # rows of a slice
         self.chunk = chunk
     def __call__(self, model: SeqModel, out: Out, b: Batch) -> Tensor:
         h, t, row = at_targets(out, b)
-        if type(model).score is not SeqModel.score: return F.cross_entropy(model.score(h, out.E, b)[:, 1:], t - 1)
+        if type(model).score is not SeqModel.score:
+            return F.cross_entropy(model.score(h, out.E, b)[:, 1:], t - 1)
         return _ChunkedCE.apply(h.float(), out.E, t, self.chunk, loss_dtype(h.device.type)) / max(1, len(t))
 
 # %% ../nbs/40_losses.ipynb #98409aa3
@@ -63,7 +64,7 @@ def loss_dtype(device: str) -> torch.dtype:
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
     return torch.bfloat16 if half else torch.float32
 
-# %% ../nbs/40_losses.ipynb #0d3b9c55
+# %% ../nbs/40_losses.ipynb #b5c323fc
 class Negatives:
     "Uniform negative items"
     def __init__(self, k: int,               # how many
@@ -71,7 +72,8 @@ class Negatives:
                  exclude: str = 'target',    # never the target; or never anything of the row's 'window'
                  tries: int = 3):            # draws before a collision is left out
         if k < 1: raise ValueError(f'at least one negative is needed: got {k}')
-        if exclude not in ('target', 'window'): raise ValueError(unknown('exclusion', exclude, ['target', 'window']))
+        if exclude not in ('target', 'window'):
+            raise ValueError(unknown('exclusion', exclude, ['target', 'window']))
         self.k, self.shared, self.exclude, self.tries = k, shared, exclude, tries
     def __call__(self, V: int, b: Batch, t: Tensor, row: Tensor):
         "Ids (k,) or (N,k), and (N,k) True where an id is a legal negative"
@@ -126,10 +128,11 @@ class SampledSoftmax(_Sampled):
         if self.unbiased: neg = neg + math.log((V - 2) / neg.shape[1])
         return torch.cat([pos[:, None], neg.masked_fill(~ok, -torch.inf)], 1).logsumexp(1) - pos
 
-# %% ../nbs/40_losses.ipynb #8adb87fa
+# %% ../nbs/40_losses.ipynb #39b21167
 class BCE(_Sampled):
     "Binary cross-entropy with k negatives for each position"
-    def __init__(self, k: int = 1, shared: bool = False, exclude: str = 'window'): super().__init__(Negatives(k, shared, exclude))
+    def __init__(self, k: int = 1, shared: bool = False, exclude: str = 'window'):
+        super().__init__(Negatives(k, shared, exclude))
     def rows(self, pos, neg, ok, V): return F.softplus(-pos) + _mean(F.softplus(neg), ok)
 
 # %% ../nbs/40_losses.ipynb #f6dde11e
@@ -142,17 +145,19 @@ class GBCE(_Sampled):
         beta = alpha * (self.t * (1 - 1 / alpha) + 1 / alpha)
         return beta * F.softplus(-pos) + (F.softplus(neg) * ok).sum(1)
 
-# %% ../nbs/40_losses.ipynb #38088eab
+# %% ../nbs/40_losses.ipynb #4db3b20d
 class BPR(_Sampled):
     "Bayesian personalised ranking with k negatives for each position"
-    def __init__(self, k: int = 1, shared: bool = False, exclude: str = 'window'): super().__init__(Negatives(k, shared, exclude))
+    def __init__(self, k: int = 1, shared: bool = False, exclude: str = 'window'):
+        super().__init__(Negatives(k, shared, exclude))
     def rows(self, pos, neg, ok, V): return _mean(F.softplus(neg - pos[:, None]), ok)
 
 LOSSES = {'ce': CrossEntropy, 'ss': SampledSoftmax, 'gbce': GBCE, 'bce': BCE, 'bpr': BPR}
 
-# %% ../nbs/40_losses.ipynb #db396f84
+# %% ../nbs/40_losses.ipynb #5ed8f009
 def make_loss(name: str, k: int = None): # k: negatives; None: the loss's own default
     "A loss by its short name"
     if name not in LOSSES: raise ValueError(unknown('loss', name, LOSSES))
-    if name == 'ce' and k is not None: raise ValueError('the full cross-entropy has no negatives: use ss, gbce, bce or bpr')
+    if name == 'ce' and k is not None:
+        raise ValueError('the full cross-entropy has no negatives: use ss, gbce, bce or bpr')
     return LOSSES[name]() if k is None else LOSSES[name](k)

@@ -55,7 +55,7 @@ PRESETS = {'test': dict(epochs=2, patience=0, max_users=1000),                  
 RECIPES = {('sasrec', 'ml-100k'): dict(dropout=.5, batch_size=32, epochs=120, patience=20, precision='fp32'),
            ('sasrec', 'ml-1m'): dict(dropout=.2, batch_size=128, epochs=200, patience=20)}
 
-# %% ../nbs/79_record.ipynb #5610835b
+# %% ../nbs/79_record.ipynb #3e7b1819
 def _fill(e, given):
     "Set all fields: default, recipe, preset, given"
     f = {x.name: x.default for x in fields(e) if x.name != 'args'}
@@ -70,7 +70,7 @@ def _fill(e, given):
     values, e.source = {**args, **f}, {k: 'default' for k in names}
     for who, layer in (('recipe', recipe), ('preset', PRESETS.get(p, {})), ('given', given)):
         for k, v in layer.items():
-            unset = who == 'given' and v is None and f.get(k) is not None   # None given for a field that has a value
+            unset = who == 'given' and v is None and f.get(k) is not None   # a field that has a value
             if k in names and not unset: values[k], e.source[k] = v, who
     for k in f: setattr(e, k, values[k])
     e.model = e.model if given.get('model') is None else str(given['model']).lower().replace('-', '_')

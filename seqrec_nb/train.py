@@ -80,7 +80,7 @@ class Trainer:
     def _call(self, hook):
         for c in self.callbacks: getattr(c, hook)(self)
 
-# %% ../nbs/50_train.ipynb #49e4f999
+# %% ../nbs/50_train.ipynb #2c14c466
 def check_fit(model, loader, precision):
     "Refuse combinations that cannot be right"
     if precision not in PRECISIONS: raise ValueError(unknown('precision', precision, PRECISIONS))
@@ -88,8 +88,8 @@ def check_fit(model, loader, precision):
         raise ValueError('fp16 needs a GPU; use bf16 or fp32')
     if not model.trainable: raise ValueError(f'{type(model).__name__} is counted from data, not trained')
     if not model.causal and loader.samples == 'all':
-        raise ValueError(f"{type(model).__name__} is not causal: a position may see the next one, so training "
-                         "on all positions would show it the answers. Use samples='prefix'")
+        raise ValueError(f"{type(model).__name__} is not causal: a position may see the next one, so "
+                         "training on all positions would show it the answers. Use samples='prefix'")
     if loader.max_len > model.max_len:
         raise ValueError(f"windows of {loader.max_len} items for a model of max_len {model.max_len}")
     if model.uses_time and not loader.time:
@@ -145,13 +145,13 @@ def backward(t: Trainer, parts):
         p.grad = sum(g[1:], g[0]) if g else None
     return sum(losses), n
 
-# %% ../nbs/50_train.ipynb #6523d428
+# %% ../nbs/50_train.ipynb #78240fe0
 def update(t: Trainer, loss):
     "Apply the gradients, unless something in them or in the loss is not finite"
     if t.scaler is not None: t.scaler.unscale_(t.opt)
     norm = torch.nn.utils.get_total_norm([p.grad for p in t.params if p.grad is not None])
     if t.clip: torch.nn.utils.clip_grads_with_norm_(t.params, t.clip, norm)
-    if t.scaler is not None:          # fp16 overflows now and then: the scaler skips the step and halves its scale
+    if t.scaler is not None:   # fp16 overflows now and then: the scaler skips the step and halves its scale
         t.scaler.step(t.opt); t.scaler.update(); norm = loss
     wrong = ~(norm.isfinite() & loss.isfinite())
     t.bad = torch.where((t.bad < 0) & wrong, t.step, t.bad)
@@ -226,7 +226,7 @@ def state(self: Trainer) -> dict:
             'callbacks': {c.name: c.state() for c in self.callbacks},
             'scaler': None if self.scaler is None else self.scaler.state_dict()}
 
-# %% ../nbs/50_train.ipynb #4673ccf9
+# %% ../nbs/50_train.ipynb #6694f897
 @patch
 def load(self: Trainer, tensors: dict, state: dict):
     "Continue from `tensors()` and `state()` of an earlier trainer"
@@ -235,7 +235,8 @@ def load(self: Trainer, tensors: dict, state: dict):
     self.opt.state.clear()
     for name, p in self.model.named_parameters():
         moments = {k: saved.get(f'{name}.{k}') for k in ('step', 'exp_avg', 'exp_avg_sq')}
-        if moments['step'] is not None: self.opt.state[p] = {k: v.to(p.device).clone() for k, v in moments.items()}
+        if moments['step'] is not None:
+            self.opt.state[p] = {k: v.to(p.device).clone() for k, v in moments.items()}
     self._reset()
     for k in COUNTERS: setattr(self, k, state[k])
     self.total = saved['loss_total'].to(self.device).clone()

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['NORMS', 'attention', 'SelfAttention', 'FeedForward', 'TransformerBlock']
 
-# %% ../../nbs/20b_blocks.attention.ipynb #8379d168
+# %% ../../nbs/20b_blocks.attention.ipynb #dd189b7c
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from ..core import unknown
-from .dropout import Dropout, dropout
+from .dropout import Dropout, drop
 
-# %% ../../nbs/20b_blocks.attention.ipynb #493d590a
+# %% ../../nbs/20b_blocks.attention.ipynb #2a1c2c81
 def _by_hand(q, k, v, causal, keep, p):
     "Product, softmax, product: fast in bf16 on a CPU, and where the weights themselves are needed"
     B, H, L, d = q.shape
@@ -23,25 +23,28 @@ def _by_hand(q, k, v, causal, keep, p):
         bias = bias + q.new_zeros(B, 1, 1, L).masked_fill(~keep[:, None, None, :], torch.finfo(q.dtype).min)
         bias = bias.expand(B, H, L, L).reshape(B * H, L, L)
     w = torch.baddbmm(bias, flat(q) * d ** -.5, flat(k).transpose(1, 2)).softmax(-1)
-    return (dropout(w, p) @ flat(v)).view(B, H, L, d)
+    return (drop(w, p) @ flat(v)).view(B, H, L, d)
 
-# %% ../../nbs/20b_blocks.attention.ipynb #d2af4cdf
+# %% ../../nbs/20b_blocks.attention.ipynb #c9a438fb
 def attention(q: Tensor, k: Tensor, v: Tensor, # (B,H,L,d_h)
               causal: bool = True,             # look back only
-              keep: Tensor = None,             # (B,L) True where a position may be looked at (not needed when causal)
+              keep: Tensor = None,             # (B,L) True where it may look (not needed when causal)
               p: float = 0.) -> Tensor:        # dropout on the weights
     "Scaled dot-product attention, (B,H,L,d_h)"
-    if q.device.type == 'cpu' and (p > 0 or q.dtype == torch.bfloat16): return _by_hand(q, k, v, causal, keep, p)
+    if q.device.type == 'cpu' and (p > 0 or q.dtype == torch.bfloat16):
+        return _by_hand(q, k, v, causal, keep, p)
     mask = None if keep is None else keep[:, None, None, :]
-    if mask is not None and causal: mask = mask & torch.ones(q.shape[-2:-1] * 2, dtype=torch.bool, device=q.device).tril()
+    if mask is not None and causal:
+        mask = mask & torch.ones(q.shape[-2:-1] * 2, dtype=torch.bool, device=q.device).tril()
     return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=causal and mask is None)
 
-# %% ../../nbs/20b_blocks.attention.ipynb #9f551316
+# %% ../../nbs/20b_blocks.attention.ipynb #3e45bf6c
 class SelfAttention(nn.Module):
     "Multi-head attention of a sequence to itself"
     def __init__(self, d_model: int, n_heads: int, dropout: float = 0., causal: bool = True):
         super().__init__()
-        if d_model % n_heads: raise ValueError(f'd_model ({d_model}) must be a multiple of n_heads ({n_heads})')
+        if d_model % n_heads:
+            raise ValueError(f'd_model ({d_model}) must be a multiple of n_heads ({n_heads})')
         self.n_heads, self.p, self.causal = n_heads, dropout, causal
         self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
     def forward(self, x, keep=None, query=None):
@@ -54,17 +57,18 @@ class SelfAttention(nn.Module):
         (wq, wk, wv), (bq, bk, bv) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         return F.linear(query, wq, bq), F.linear(x, wk, bk), F.linear(x, wv, bv)
 
-# %% ../../nbs/20b_blocks.attention.ipynb #4a0993ac
+# %% ../../nbs/20b_blocks.attention.ipynb #cf4a9047
 class FeedForward(nn.Module):
     "Two linear maps with a non-linearity between them, at every position alone"
     def __init__(self, d_model: int, d_inner: int, dropout: float = 0., activation: str = 'relu'):
         super().__init__()
         kinds = dict(relu=F.relu, gelu=F.gelu, silu=F.silu)
         if activation not in kinds: raise ValueError(unknown('activation', activation, kinds))
-        self.act, self.inner, self.outer, self.drop = kinds[activation], nn.Linear(d_model, d_inner), nn.Linear(d_inner, d_model), Dropout(dropout)
+        self.act, self.drop = kinds[activation], Dropout(dropout)
+        self.inner, self.outer = nn.Linear(d_model, d_inner), nn.Linear(d_inner, d_model)
     def forward(self, x): return self.outer(self.drop(self.act(self.inner(x))))
 
-# %% ../../nbs/20b_blocks.attention.ipynb #800d30b4
+# %% ../../nbs/20b_blocks.attention.ipynb #12590f7c
 NORMS = ('pre', 'post', 'query')
 
 class TransformerBlock(nn.Module):
@@ -76,7 +80,8 @@ class TransformerBlock(nn.Module):
                  activation: str = 'relu', causal: bool = True):
         super().__init__()
         if norm not in NORMS: raise ValueError(unknown('norm', norm, NORMS))
-        self.norm, self.norm1, self.norm2, self.drop = norm, nn.LayerNorm(d_model), nn.LayerNorm(d_model), Dropout(dropout)
+        self.norm, self.drop = norm, Dropout(dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.att = SelfAttention(d_model, n_heads, attn_dropout, causal)
         self.ffn = FeedForward(d_model, d_inner, dropout, activation)
     def forward(self, x, keep=None):

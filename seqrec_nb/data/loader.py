@@ -32,15 +32,17 @@ def targets_at(split: Split, samples: str = 'all', window: str = 'last', max_len
     row = np.flatnonzero(end > split.start)        # a single item has nothing to predict it from
     return end[row], row
 
-# %% ../../nbs/13_data.loader.ipynb #90a41d70
+# %% ../../nbs/13_data.loader.ipynb #3f0169fc
 class Windows:
     "Rows of windows over a table that lives on the device"
     def __init__(self, split: Split, row, hi, max_len: int, device='cpu', time: bool = False):
-        self.split, self.row, self.max_len, self.device, self.time = split, row, max_len, torch.device(device), time
+        self.split, self.row, self.max_len = split, row, max_len
+        self.device, self.time = torch.device(device), time
         self.begin, self.hi = split.start[row], hi
         put = lambda a: torch.as_tensor(np.ascontiguousarray(a)).to(self.device)
         self.items, self._user = put(split.seqs.items), put(split.user[row])
-        if time and split.seqs.times is None: raise ValueError('this model reads times, and the data have only an order')
+        if time and split.seqs.times is None:
+            raise ValueError('this model reads times, and the data have only an order')
         self.times = put(split.seqs.times) if time else None
         self._begin, self._row = put(self.begin), put(row)
         self.move(hi)
@@ -90,20 +92,21 @@ def padding(n, blocks) -> float:
     "Cells computed per real token when the blocks are padded to their longest rows"
     return sum(int(n[b].max()) * len(b) for step in blocks for b in step) / max(1, int(n.sum()))
 
-# %% ../../nbs/13_data.loader.ipynb #b0cc22d9
+# %% ../../nbs/13_data.loader.ipynb #cee45b60
 class Loader(Windows):
     "Training samples of a split, dealt in steps"
-    def __init__(self, split: Split,        # normally `data.train`
-                 max_len: int = 200,        # L: items of context at most
-                 batch_size: int = 128,     # rows of a step at most
-                 samples: str = 'all',      # all positions are targets, or one prefix a row, or only the last position
-                 window: str = 'last',      # which part of a long history: its last, a random one, or every one in turn
-                 parts: int = None,         # batches of similar lengths in a step; None: chosen from the lengths
+    def __init__(self, split: Split,    # normally `data.train`
+                 max_len: int = 200,    # L: items of context at most
+                 batch_size: int = 128, # rows of a step at most
+                 samples: str = 'all',  # all positions are targets, or one prefix a row, or only the last
+                 window: str = 'last',  # part of a long history: its last, a random one, or every one in turn
+                 parts: int = None,     # batches of similar lengths in a step; None: chosen from the lengths
                  seed: int = 0, device='cpu', time: bool = False):
         hi, row = targets_at(split, samples, window, max_len)
         if not len(hi): raise ValueError('no training sample: every history has fewer than two items')
         super().__init__(split, row, hi, max_len, device, time)
-        self.samples, self.window, self.batch_size, self.seed, self.end = samples, window, batch_size, seed, hi
+        self.samples, self.window, self.end = samples, window, hi
+        self.batch_size, self.seed = batch_size, seed
         tries = [2 ** k for k in range(2, 6)] if parts is None else [parts]
         self.parts = next((p for p in tries if self.padding(parts=p) < 1.05), tries[-1])
     @property
@@ -143,11 +146,13 @@ def _draw(self: Loader, epoch: int):
     rng = np.random.default_rng(fold(self.seed, 'window', epoch))
     self.move(rng.integers(np.minimum(self.begin + self.max_len, self.end), self.end + 1))
 
-# %% ../../nbs/13_data.loader.ipynb #6f7f1a55
+# %% ../../nbs/13_data.loader.ipynb #3a2fe18f
 class EvalLoader(Windows):
     "Rows of a validation or test split, longest first"
-    def __init__(self, split: Split, max_len: int = 200, batch_size: int = 512, device='cpu', time: bool = False):
-        if split.name == 'train': raise ValueError('the training rows have no target: evaluate on data.valid or data.test')
+    def __init__(self, split: Split, max_len: int = 200, batch_size: int = 512,
+                 device='cpu', time: bool = False):
+        if split.name == 'train':
+            raise ValueError('the training rows have no target: evaluate on data.valid or data.test')
         super().__init__(split, np.arange(len(split)), split.stop, max_len, device, time)
         self.batch_size = batch_size
     def __iter__(self):

@@ -68,7 +68,7 @@ def keep_rows(user, item, min_item: int = 0, min_user: int = 0, core: bool = Fal
         if min_user > 1: rows = rows[_frequent(user[rows], min_user)]
         if not core or len(rows) == before: return rows
 
-# %% ../../nbs/12_data.sequences.ipynb #2743bf7c
+# %% ../../nbs/12_data.sequences.ipynb #f61c7abb
 def _compact(codes):
     "Codes without gaps, and the old code of each new one"
     old, new = np.unique(codes, return_inverse=True)
@@ -83,12 +83,16 @@ def to_sequences(x: Interactions,          # a log, in the original row order
     "Filter a log, order each history by (time, original row), and lay the histories end to end"
     rows = np.arange(len(x.user))
     if min_rating is not None:
-        if x.rating is None: raise ValueError(f"{x.name or 'this log'} has no ratings, so min_rating={min_rating} cannot be applied")
+        if x.rating is None:
+            raise ValueError(f"{x.name or 'this log'} has no ratings, "
+                             f'so min_rating={min_rating} cannot be applied')
         rows = rows[x.rating >= min_rating]
     rows = rows[keep_rows(x.user[rows], x.item[rows], min_item, min_user, core)]
     if not len(rows): raise ValueError('no interactions are left after the filters')
     keys = (x.user[rows],) if x.time is None else (x.time[rows], x.user[rows])
     rows = rows[np.lexsort(keys)]          # a stable sort: equal keys keep the order of the file
     user, users = _compact(x.user[rows]); item, items = _compact(x.item[rows])
-    return Sequences((item + 1).astype(np.int32), np.r_[0, np.cumsum(np.bincount(user))].astype(np.int64),
-                     None if x.time is None else x.time[rows], x.users[users], x.items[items], x.titles, x.unit, x.name)
+    offsets = np.r_[0, np.cumsum(np.bincount(user))].astype(np.int64)
+    times = None if x.time is None else x.time[rows]
+    return Sequences((item + 1).astype(np.int32), offsets, times, x.users[users], x.items[items],
+                     x.titles, x.unit, x.name)

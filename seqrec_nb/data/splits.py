@@ -43,7 +43,7 @@ class Split:
         return replace(self, user=self.user[rows], start=self.start[rows], stop=self.stop[rows])
     def __len__(self): return len(self.user)
 
-# %% ../../nbs/12b_data.splits.ipynb #fb412835
+# %% ../../nbs/12b_data.splits.ipynb #9df20dd1
 @dataclass
 class Dataset:
     "A table of histories and how it is split"
@@ -72,7 +72,8 @@ class Dataset:
         return self.seqs.title(i)
     def __repr__(self):
         return (f"{self.name or 'data'} ({self.protocol}): {self.n_users:,} users, {self.n_items:,} items, "
-                f"{self.n_interactions:,} interactions; {len(self.valid):,} validation and {len(self.test):,} test rows")
+                f"{self.n_interactions:,} interactions; "
+                f"{len(self.valid):,} validation and {len(self.test):,} test rows")
 
 # %% ../../nbs/12b_data.splits.ipynb #f1fc7bed
 def leave_one_out(seqs: Sequences, protocol: str = 'P-raw') -> Dataset:
@@ -93,23 +94,25 @@ def _last_in(seqs, lo, hi, name):
     some = stop > seqs.offsets[user]                    # a target without any history is nobody's task
     return Split(seqs, name, user[some], seqs.offsets[user[some]], stop[some])
 
-# %% ../../nbs/12b_data.splits.ipynb #16d3647d
+# %% ../../nbs/12b_data.splits.ipynb #f8da21dc
 def cut_date(seqs: Sequences,
              valid_from: int,   # training ends before this time, in the table's unit
              test_from: int,    # validation ends before this time
              protocol: str = 'cut-date') -> Dataset:
     "Train before one date, validate before another, test after it"
     if seqs.times is None: raise ValueError('a cut date needs times, and this table has only an order')
-    if valid_from >= test_from: raise ValueError(f'valid_from ({valid_from}) must lie before test_from ({test_from})')
+    if valid_from >= test_from:
+        raise ValueError(f'valid_from ({valid_from}) must lie before test_from ({test_from})')
     before = np.r_[0, np.cumsum(seqs.times < valid_from)]
     count = before[seqs.offsets[1:]] - before[seqs.offsets[:-1]]
     user = np.flatnonzero(count)
     if not len(user): raise ValueError(f'no interaction lies before valid_from ({valid_from})')
     train = Split(seqs, 'train', user, seqs.offsets[user], seqs.offsets[user] + count[user])
     top = int(seqs.times.max()) + 1
-    return Dataset(seqs, train, _last_in(seqs, valid_from, test_from, 'valid'), _last_in(seqs, test_from, top, 'test'), protocol, seqs.name)
+    valid, test = _last_in(seqs, valid_from, test_from, 'valid'), _last_in(seqs, test_from, top, 'test')
+    return Dataset(seqs, train, valid, test, protocol, seqs.name)
 
-# %% ../../nbs/12b_data.splits.ipynb #ea5c908c
+# %% ../../nbs/12b_data.splits.ipynb #d95c69c9
 @dataclass(frozen=True)
 class Protocol:
     "Which rows count"
@@ -120,7 +123,8 @@ class Protocol:
     core: bool = False
     def apply(self, x: Interactions) -> Dataset:
         "Filter, order and split a log"
-        return leave_one_out(to_sequences(x, self.min_rating, self.min_item, self.min_user, self.core), self.name)
+        seqs = to_sequences(x, self.min_rating, self.min_item, self.min_user, self.core)
+        return leave_one_out(seqs, self.name)
 
 # %% ../../nbs/12b_data.splits.ipynb #6dce6868
 PROTOCOLS = {p.name: p for p in [Protocol('P-raw'), Protocol('P-sas', min_item=5),

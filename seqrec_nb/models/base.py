@@ -73,13 +73,14 @@ def predict(self: SeqModel, b: Batch, k: int = 10, E: Tensor = None) -> Tensor:
     s = self.scores(b, E).scatter(1, b.items, -torch.inf)
     return s[:, 1:].topk(min(k, self.n_items), 1).indices + 1
 
-# %% ../../nbs/30_models.base.ipynb #529765bd
+# %% ../../nbs/30_models.base.ipynb #460a769a
 MODELS = {}
 
 def register_model(f):
     "Make a class or a variant function available to `create`, the command line and experiments"
     name = f.__name__.lower()
-    if name in MODELS and '__main__' != f.__module__ != MODELS[name].__module__:  # a notebook may define a model again
+    # a notebook may define a model again
+    if name in MODELS and '__main__' != f.__module__ != MODELS[name].__module__:
         raise ValueError(f'a model named {name!r} is registered already, by {MODELS[name].__module__}')
     MODELS[name] = f
     return f
@@ -107,7 +108,7 @@ def create(name: str, n_items, **kw) -> SeqModel:
         if k not in settings(f): raise TypeError(f'{name}: ' + unknown('argument', k, settings(f)))
     return f(n_items, **kw)
 
-# %% ../../nbs/30_models.base.ipynb #76050116
+# %% ../../nbs/30_models.base.ipynb #8d48903c
 def _example(model, B=12, L=10, n=None, seed=0):
     "Histories of every length up to L, all with different first items, and times"
     reseed(seed, 'check'); L = min(L, model.max_len)
@@ -117,28 +118,33 @@ def _example(model, B=12, L=10, n=None, seed=0):
     real = torch.arange(L) < n[:, None]
     target = items[:, 1:] * real if model.causal else items.gather(1, n[:, None])[:, 0]
     time = 10**9 + torch.randint(1, 10**5, (B, L + 1)).cumsum(1)
-    return Batch(items[:, :-1] * real, target, torch.arange(B), n.clone(), time, torch.arange(B), int(real.sum()))
+    return Batch(items[:, :-1] * real, target, torch.arange(B), n.clone(), time,
+                 torch.arange(B), int(real.sum()))
 
-# %% ../../nbs/30_models.base.ipynb #cfd31ea7
+# %% ../../nbs/30_models.base.ipynb #42d9286c
 def _loss(model, b):
     "Cross-entropy over all items, written out: the checks depend on no other page"
     out = model(b)
-    h, t = (out.h[b.target > 0], b.target[b.target > 0]) if b.target.dim() == 2 else (b.at_last(out.h), b.target)
+    h, t = b.at_last(out.h), b.target
+    if t.dim() == 2: h, t = out.h[t > 0], t[t > 0]
     return F.cross_entropy(model.score(h, out.E)[:, 1:], t - 1)
 
-# %% ../../nbs/30_models.base.ipynb #146ab929
+# %% ../../nbs/30_models.base.ipynb #c9aa30c9
 def _check_shapes(model, b):
-    out, s = model(b), model.scores(b)
-    assert s.shape == (len(b), model.n_items + 1), f'scores have shape {tuple(s.shape)}'
-    assert out.E.shape[0] == model.n_items + 1, f'the table has {out.E.shape[0]} rows, not {model.n_items + 1}'
-    assert out.h.shape[:2] == b.items.shape and s[:, 1:].isfinite().all(), 'shape of h, or scores that are not finite'
+    out, s, V = model(b), model.scores(b), model.n_items + 1
+    assert s.shape == (len(b), V), f'scores have shape {tuple(s.shape)}'
+    assert out.E.shape[0] == V, f'the table has {out.E.shape[0]} rows, not {V}'
+    good = out.h.shape[:2] == b.items.shape and s[:, 1:].isfinite().all()
+    assert good, 'shape of h, or scores that are not finite'
 
-# %% ../../nbs/30_models.base.ipynb #ff020518
+# %% ../../nbs/30_models.base.ipynb #a5e58a94
 def _check_last(model, b):
-    other = b.items.clone(); rows = torch.arange(len(b))
-    other[rows, b.last] = other[rows, b.last] % model.n_items + 1
-    moved = (model.scores(b) != model.scores(Batch(other, length=b.length, time=b.time, user=b.user)))[:, 1:].any(1)
-    assert moved.all(), f'the scores ignore the last item for histories of length {b.length[~moved].unique().tolist()}'
+    items = b.items.clone(); rows = torch.arange(len(b))
+    items[rows, b.last] = items[rows, b.last] % model.n_items + 1
+    other = Batch(items, length=b.length, time=b.time, user=b.user)
+    moved = (model.scores(b) != model.scores(other))[:, 1:].any(1)
+    deaf = b.length[~moved].unique().tolist()
+    assert moved.all(), f'the scores ignore the last item for histories of length {deaf}'
 
 # %% ../../nbs/30_models.base.ipynb #38b2d822
 def _check_causal(model, b):
@@ -151,24 +157,27 @@ def _check_causal(model, b):
         past = model(Batch(other, length=b.length, time=b.time, user=b.user)).h[:, :j]
         assert torch.allclose(past, h[:, :j], atol=1e-5), f'changing item {j} moves what stands before it'
 
-# %% ../../nbs/30_models.base.ipynb #a6224525
+# %% ../../nbs/30_models.base.ipynb #524783c2
 def _check_padding(model, b):
-    s, zeros, L = model.scores(b), b.items.new_zeros(len(b), 1), b.items.shape[1]
-    if L < model.max_len:
-        wide = Batch(torch.cat([b.items, zeros], 1), length=b.length, user=b.user, time=torch.cat([b.time, b.time[:, -1:]], 1))
-        assert torch.allclose(model.scores(wide)[:, 1:], s[:, 1:], atol=1e-4), 'a wider batch gives other scores'
+    s = model.scores(b)[:, 1:]
+    if b.items.shape[1] < model.max_len:
+        time = torch.cat([b.time, b.time[:, -1:]], 1)
+        wide = Batch(F.pad(b.items, (0, 1)), length=b.length, user=b.user, time=time)
+        assert torch.allclose(model.scores(wide)[:, 1:], s, atol=1e-4), 'a wider batch gives other scores'
     E = model.table().detach().clone()
     if E.is_floating_point():
         E[0] = 7.
-        assert torch.allclose(model.scores(b, E)[:, 1:], s[:, 1:], atol=1e-4), 'what stands in the padding row matters'
+        other = model.scores(b, E)[:, 1:]
+        assert torch.allclose(other, s, atol=1e-4), 'what stands in the padding row matters'
 
-# %% ../../nbs/30_models.base.ipynb #2f9fc260
+# %% ../../nbs/30_models.base.ipynb #e0750e73
 def _check_batch(model, b):
-    s = model.scores(b)
+    s = model.scores(b)[:, 1:]
     for r in range(len(b)):
         n = int(b.length[r])
         one = Batch(b.items[r:r+1, :n], length=b.length[r:r+1], time=b.time[r:r+1, :n+1], user=b.user[r:r+1])
-        assert torch.allclose(model.scores(one)[:, 1:], s[r:r+1, 1:], atol=1e-4), 'a row alone scores unlike in its batch'
+        alone = model.scores(one)[:, 1:]
+        assert torch.allclose(alone, s[r:r+1], atol=1e-4), 'a row alone scores unlike in its batch'
 
 # %% ../../nbs/30_models.base.ipynb #f6112bc4
 def _check_gradients(model, b):
@@ -199,9 +208,10 @@ def _overfit(model, steps=300, lr=1e-2):
     assert share < .05, f'after {steps} steps on one batch the loss is {share:.0%} of ln V, not below 5%'
     return share
 
-# %% ../../nbs/30_models.base.ipynb #93ebfa1e
-CHECKS = {'shapes': _check_shapes, 'last item': _check_last, 'causal': _check_causal, 'padding': _check_padding,
-          'batch': _check_batch, 'gradients': _check_gradients, 'save and load': _check_saving}
+# %% ../../nbs/30_models.base.ipynb #6d0e0e06
+CHECKS = {'shapes': _check_shapes, 'last item': _check_last, 'causal': _check_causal,
+          'padding': _check_padding, 'batch': _check_batch, 'gradients': _check_gradients,
+          'save and load': _check_saving}
 
 # %% ../../nbs/30_models.base.ipynb #dff5e8f5
 def check_model(model,               # a SeqModel, a registered name, or a function of n_items

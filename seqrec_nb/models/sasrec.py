@@ -19,7 +19,7 @@ def positions_from_end(items):
     n = (items > 0).sum(1, keepdim=True)
     return (n - 1 - torch.arange(items.shape[1], device=items.device)).clamp_min(0)
 
-# %% ../../nbs/31_models.sasrec.ipynb #9e59b551
+# %% ../../nbs/31_models.sasrec.ipynb #8589307e
 @register_model
 class SASRec(SeqModel):
     "Self-attentive sequential recommendation"
@@ -30,20 +30,22 @@ class SASRec(SeqModel):
                  n_heads: int = 2,           # attention heads
                  max_len: int = 200,         # L: items of context
                  dropout: float = .2,        # on the embedded input and on both residual branches
-                 attn_dropout: float = 0.,   # on attention weights (the paper's code has it equal to dropout; slow on CPUs)
-                 d_inner: int = None,        # inner width of the feed-forward layer; None: d_model, as in the paper
+                 attn_dropout: float = 0.,   # on attention weights (paper's code: as dropout; slow on CPUs)
+                 d_inner: int = None,        # inner feed-forward width; None: d_model, as in the paper
                  norm: str = 'pre',          # layer norm: pre, post, or query (the paper's code)
                  positions: str = 'end',     # count positions from the end, from the start, or none
                  activation: str = 'relu',   # of the feed-forward layer
                  scale_input: bool = False,  # multiply item vectors by sqrt(D) on the way in
                  init_std: float = .02):     # standard deviation of all initial weights
         super().__init__(n_items, d_model, max_len)
-        if positions not in ('end', 'start', 'none'): raise ValueError(unknown('positions', positions, ['end', 'start', 'none']))
+        if positions not in ('end', 'start', 'none'):
+            raise ValueError(unknown('positions', positions, ['end', 'start', 'none']))
         self.positions, self.scale = positions, d_model ** .5 if scale_input else 1.
         if positions != 'none': self.position = nn.Embedding(max_len, d_model)
         self.drop = Dropout(dropout)
-        self.blocks = nn.ModuleList(TransformerBlock(d_model, n_heads, d_inner or d_model, dropout, attn_dropout, norm, activation)
-                                    for _ in range(n_blocks))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(d_model, n_heads, d_inner or d_model, dropout, attn_dropout, norm, activation)
+            for _ in range(n_blocks))
         self.norm = nn.LayerNorm(d_model) if norm != 'post' else nn.Identity()
         self.apply(lambda m: initialise(m, init_std))
     def embed(self, E, b):
@@ -55,10 +57,11 @@ class SASRec(SeqModel):
         for block in self.blocks: x = block(x)
         return self.norm(x)
 
-# %% ../../nbs/31_models.sasrec.ipynb #135b8b32
+# %% ../../nbs/31_models.sasrec.ipynb #0764f6b5
 def initialise(m: nn.Module, std: float = .02):
     "Normal weights, zero biases, zero padding row; used with `model.apply`"
-    if isinstance(m, (nn.Linear, nn.Embedding)): nn.init.trunc_normal_(m.weight, std=std, a=-2 * std, b=2 * std)
+    if isinstance(m, (nn.Linear, nn.Embedding)):
+        nn.init.trunc_normal_(m.weight, std=std, a=-2 * std, b=2 * std)
     if isinstance(m, nn.Linear) and m.bias is not None: nn.init.zeros_(m.bias)
     if isinstance(m, nn.Embedding) and m.padding_idx is not None:
         with torch.no_grad(): m.weight[m.padding_idx] = 0
