@@ -47,13 +47,14 @@ class Experiment:
         d = asdict(self)
         return {**{k: v for k, v in d.items() if k != 'args'}, **d['args']}
 
-# %% ../nbs/79_record.ipynb #719e6d1a
+# %% ../nbs/79_record.ipynb #1af42c8d
 PRESETS = {'test': dict(epochs=2, patience=0, max_users=1000),                    # requirement 003, phase 1
            'quick': dict(epochs=50, patience=10),                                 # phase 2
            'paper': dict(epochs=200, patience=20, batch_size=256, lr=1e-3)}       # phase 3
 
-RECIPES = {('sasrec', 'ml-100k'): dict(dropout=.5, batch_size=32, epochs=120, patience=20, precision='fp32'),
-           ('sasrec', 'ml-1m'): dict(dropout=.2, batch_size=128, epochs=200, patience=20)}
+RECIPES = { # chosen on validation
+    ('sasrec', 'ml-100k'): dict(dropout=.5, batch_size=32, epochs=120, patience=20, eval_every=2),
+    ('sasrec', 'ml-1m'): dict(dropout=.1, batch_size=128, epochs=100, patience=16, eval_every=2)}
 
 # %% ../nbs/79_record.ipynb #3e7b1819
 def _fill(e, given):

@@ -9,7 +9,7 @@ from seqrec_nb.evaluate import ranks
 from seqrec_nb.losses import LOSSES, make_loss
 from seqrec_nb.metrics import averages
 from seqrec_nb.models.sasrec import SASRec
-from seqrec_nb.train import Callback, NonFinite, Trainer
+from seqrec_nb.train import Callback, NonFinite, Trainer, backward
 
 def histories(users=40, n_items=20, longest=30, seed=0, ring=False):
     "Random histories, or walks around a ring of items"
@@ -46,6 +46,13 @@ def test_one_seed_one_run(loss, threads):
         return s.losses, weights(t.fit(2))
     (l1, w1), (l2, w2), (l3, w3) = go(), go(noise=5), go(1)
     assert l1 == l2 and same(w1, w2) and l1[0] != l3[0] and not same(w1, w3)
+
+@pytest.mark.parametrize('threads', [1, 2])
+def test_every_step_draws_anew(threads):
+    "The same batch with the same weights: dropout is a function of the number of the step"
+    t = trainer(dropout=.5, threads=threads); t.model.train(); parts = next(t.loader.steps(0)); losses = []
+    for t.step in (0, 1, 0, 2): losses.append(float(backward(t, parts)[0]))
+    assert losses[0] == losses[2] and len(set(losses)) == 3
 
 def test_two_threads_are_close_to_one():
     "The same numbers in another order of sums: dropout too is a function of the part, not of the thread"
@@ -169,10 +176,10 @@ class Snapshots(Callback):
     def on_step_end(self, t): self.all.append(weights(t))
     def on_fit_end(self, t): self.error = t.error
 
-def faulty(fault, look_every=1, at=7, value=math.nan, **kw):
+def faulty(fault, look_every=1, at=7, value=math.nan, callbacks=(), **kw):
     model = (reseed(0), Faulty(DATA.n_items, d_model=16, n_blocks=1, max_len=12))[1]
     model.fault, model.at, model.value = fault, at, value
-    s = Snapshots(); t = trainer(model=model, callbacks=[s], **kw)
+    s = Snapshots(); t = trainer(model=model, callbacks=[s, *callbacks], **kw)
     model.t, t.look_every = t, look_every
     return t, s
 
@@ -210,9 +217,12 @@ def test_the_first_and_last_step_of_an_epoch(at):
     assert same(weights(t), s.all[at]) and (t.epoch, t.step_in_epoch) == divmod(at, 5)
 
 def test_nothing_is_saved_after_a_break_that_nobody_has_looked_at():
-    t, s = faulty('gradient', 50); t.callbacks.append(type('Save', (Callback,), dict(on_step_end=lambda self, t: t.step == 9 and t.tensors()))())
+    saved = []
+    class Save(Callback):
+        def on_step_end(self, t): t.tensors(); saved.append(t.step)
+    t, s = faulty('gradient', 50, callbacks=[Save()])
     with pytest.raises(NonFinite, match='step 7'): t.fit(3)
-    assert same(weights(t), s.all[7])
+    assert saved == list(range(1, 8)) and same(weights(t), s.all[7])
 
 def test_a_repaired_run_goes_on():
     t, s = faulty('gradient')
@@ -236,7 +246,8 @@ def test_hooks_in_order():
     trainer(callbacks=[a, b], batch_size=20).fit(2)
     want = [('fit_start', 0, 0, 0, None)]
     for e in range(2):
-        want += [('epoch_start', e, 2 * e, 0, e or None), ('step_end', e, 2 * e + 1, 1, e or None), ('step_end', e, 2 * e + 2, 2, e or None), ('epoch_end', e + 1, 2 * e + 2, 0, e + 1)]
+        want += [('epoch_start', e, 2 * e, 0, e or None)] + [('step_end', e, 2 * e + k, k, e or None) for k in (1, 2)]
+        want += [('epoch_end', e + 1, 2 * e + 2, 0, e + 1)]
     want += [('fit_end', 2, 4, 0, 2)]
     assert log == [(who, *w) for w in want for who in 'ab'] and a.error is None
 
