@@ -153,11 +153,11 @@ def exists(folder) -> bool:
     "Is there a checkpoint, sound or not?"
     return any(p.exists() for p in (Path(folder), beside(Path(folder), 'previous')))
 
-# %% ../nbs/52_checkpoint.ipynb #4e383658
-def newest(folder: Path) -> tuple[Path, dict]:
+# %% ../nbs/52_checkpoint.ipynb #2a58becb
+def newest(folder: Path, fallback: bool = True) -> tuple[Path, dict]:
     "The newest sound checkpoint of `folder` and its manifest"
     faults = []
-    for path in (beside(folder, 'next'), folder, beside(folder, 'previous')):
+    for path in (beside(folder, 'next'), folder, *[beside(folder, 'previous')][:fallback]):
         try: manifest = verify(path)
         except Damaged as e:
             if path != beside(folder, 'next'): faults.append(str(e))
@@ -181,12 +181,13 @@ def differences(then: dict, now: dict) -> list[str]:
     return [f"{k}: {then.get(k, 'absent')} then, {now.get(k, 'absent')} now"
             for k in sorted({*then, *now}) if then.get(k, 'absent') != now.get(k, 'absent')]
 
-# %% ../nbs/52_checkpoint.ipynb #199e4700
+# %% ../nbs/52_checkpoint.ipynb #407d5e83
 def load(folder, # e.g. run/'last'
          identity: dict | None = None, # if given, must equal the `identity` in the saved state
+         fallback: bool = True, # to the checkpoint before it where the newest is damaged
         ) -> Loaded:
     "The newest sound checkpoint of `folder`, every file compared with its sha256 before it is used"
-    path, manifest = newest(Path(folder))
+    path, manifest = newest(Path(folder), fallback)
     state = json.loads((path/'state.json').read_text(encoding='utf-8'))
     if identity is not None and (lines := differences(state.get('identity') or {}, identity)):
         raise CheckpointError(f'{path} belongs to another run:\n  ' + '\n  '.join(lines))
@@ -195,7 +196,7 @@ def load(folder, # e.g. run/'last'
     tensors = {g: {k: t.clone() for k, t in load_file(path/f'{g}.safetensors').items()} for g in groups}
     return Loaded(tensors, state, manifest, path)
 
-# %% ../nbs/52_checkpoint.ipynb #9eefa5b0
+# %% ../nbs/52_checkpoint.ipynb #9b62cb0f
 class Checkpoint(Callback):
     "Save `last/` and `best/` of a run, and continue from `last/`"
     def __init__(self, run, # the run directory
@@ -203,8 +204,7 @@ class Checkpoint(Callback):
                  resume: str = 'auto', # 'auto': continue if there is one; 'must': or raise; 'never': afresh
                  every_seconds: float = 60., # also save at step ends this far apart; 0: only at epoch ends
                  every_steps: int = 0): # the same, counted in steps
-        names = ('auto', 'must', 'never')
-        if resume not in names: raise ValueError(unknown('resume', resume, names))
+        if resume not in (ok := ('auto', 'must', 'never')): raise ValueError(unknown('resume', resume, ok))
         self.run, self.identity, self.resume = Path(run), identity or {}, resume
         self.every_seconds, self.every_steps = every_seconds, every_steps
     def on_fit_start(self, t):

@@ -29,8 +29,9 @@ def differing(runs: dict) -> dict: # name -> run directory
     values = {k: {n: e.get(k) for n, e in all_of.items()} for k in keys}
     return {k: v for k, v in values.items() if len({json.dumps(x) for x in v.values()}) > 1}
 
-# %% ../nbs/81_compare.ipynb #8d16c1a3
-KEPT = ('best_epoch', 'best_val_metric', 'test_metrics', 'timings', 'seed', 'commit', 'protocol', 'fingerprint')
+# %% ../nbs/81_compare.ipynb #c22c066d
+KEPT = ('best_epoch', 'best_val_metric', 'test_metrics', 'timings',
+        'seed', 'commit', 'protocol', 'fingerprint')
 
 def comparison(runs: dict,               # name -> run directory; the first is the base
                metric: str = 'NDCG@10',  # of the paired difference

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Batch', 'Out', 'fold', 'reseed', 'generator', 'rng', 'drawing', 'unknown']
 
-# %% ../nbs/00_core.ipynb #45a28df1
+# %% ../nbs/00_core.ipynb #b18fed3d
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from hashlib import blake2b
+from numbers import Integral
 from typing import Iterable, NamedTuple
 import torch
 from torch import Tensor
@@ -50,9 +51,10 @@ class Out(NamedTuple):
     E: Tensor | None       # (V,D) the item table used
     aux: dict | None = None # model-specific extras (fusion weights, regularisers)
 
-# %% ../nbs/00_core.ipynb #79fedcac
+# %% ../nbs/00_core.ipynb #fda524e8
 def fold(*keys: int | str) -> int:
     "A 63-bit seed from any keys: the same keys give the same seed, other keys an unrelated one"
+    keys = tuple(int(k) if isinstance(k, Integral) else k for k in keys)   # NumPy's integers, too
     return int.from_bytes(blake2b(repr(keys).encode(), digest_size=8).digest(), 'big') >> 1
 
 def reseed(*keys: int | str):

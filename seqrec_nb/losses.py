@@ -64,7 +64,7 @@ def loss_dtype(device: str) -> torch.dtype:
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
     return torch.bfloat16 if half else torch.float32
 
-# %% ../nbs/40_losses.ipynb #b5c323fc
+# %% ../nbs/40_losses.ipynb #ab232112
 class Negatives:
     "Uniform negative items"
     def __init__(self, k: int,               # how many
@@ -79,7 +79,8 @@ class Negatives:
         "Ids (k,) or (N,k), and (N,k) True where an id is a legal negative"
         if self.shared:
             ids = torch.randint(1, V, (self.k,), generator=rng(), device=t.device)
-            return ids, ids != t[:, None]
+            if self.exclude == 'target': return ids, ids != t[:, None]
+            return ids, ~_member(self._known(b), row, ids.expand(len(t), -1).contiguous())
         known = t[:, None] if self.exclude == 'target' else self._known(b)
         at = torch.arange(len(t), device=t.device) if self.exclude == 'target' else row
         draw = lambda: torch.randint(1, V, (len(t), self.k), generator=rng(), device=t.device)
@@ -119,13 +120,14 @@ def _mean(x, ok):
     "(N,) mean of x over the legal negatives"
     return (x * ok).sum(1) / ok.sum(1).clamp_min(1)
 
-# %% ../nbs/40_losses.ipynb #6abf71ed
+# %% ../nbs/40_losses.ipynb #1996b4c4
 class SampledSoftmax(_Sampled):
     "Cross-entropy against k negatives shared by the batch"
     def __init__(self, k: int = 256, shared: bool = True, unbiased: bool = False, exclude: str = 'target'):
         super().__init__(Negatives(k, shared, exclude)); self.unbiased = unbiased
     def rows(self, pos, neg, ok, V):
-        if self.unbiased: neg = neg + math.log((V - 2) / neg.shape[1])
+        drawn_from = V - 1 if self.negatives.shared else V - 2   # a shared draw may hit the target
+        if self.unbiased: neg = neg + math.log(drawn_from / neg.shape[1])
         return torch.cat([pos[:, None], neg.masked_fill(~ok, -torch.inf)], 1).logsumexp(1) - pos
 
 # %% ../nbs/40_losses.ipynb #39b21167

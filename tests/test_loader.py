@@ -84,7 +84,7 @@ def test_steps_and_counts(batch_size, parts):
     assert all(b.n_targets == int((b.target > 0).sum()) > 0 and b.mask.any(0).all() for s in steps for b in s)
     assert sum(b.n_targets for s in steps for b in s) == loader.n_targets
 
-@pytest.mark.parametrize('samples, window', [('all', 'last'), ('all', 'every'), ('all', 'random'), ('prefix', 'last'), ('last', 'last'), ('last', 'random')])
+@pytest.mark.parametrize('samples, window', [('all', 'last'), ('all', 'every'), ('all', 'random'), ('prefix', 'last'), ('last', 'last')])
 def test_order_is_a_function_of_seed_and_epoch(samples, window):
     d = histories(); make = lambda seed=0: Loader(d.train, 5, 6, samples, window, seed=seed)
     one, two = make(), make()

@@ -255,11 +255,10 @@ def test_from_data():
 def test_predict_names_unseen_items_best_first():
     m, b = sasrec(), rows([1, 5, 40, 200])
     p, s = m.predict(b, 10), m.scores(b).detach()
-    assert p.shape == (4, 10) and (p > 0).all() and (p <= 60).all()
+    assert p.shape == (4, 10) and (p >= 0).all() and (p <= 60).all()
     for r in range(4):
         seen = set(b.items[r].tolist()); want = [i for i in s[r].argsort(descending=True).tolist() if i and i not in seen]
-        assert [i for i in p[r].tolist() if i not in seen] == want[:10] and len(set(p[r].tolist())) == 10
-        if len(want) >= 10: assert not seen & set(p[r].tolist())
+        assert [i for i in p[r].tolist() if i] == want[:10]             # then zeros, where nothing is left
 
 def test_predict_never_names_a_seen_item():
     "Where fewer than k are unseen, the rest may be 0 (nobody), never something of the window"

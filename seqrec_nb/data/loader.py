@@ -21,11 +21,13 @@ def _each(begin, end, step=1):
     k = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     return end[row] - k * step, row
 
-# %% ../../nbs/13_data.loader.ipynb #b6cc9513
+# %% ../../nbs/13_data.loader.ipynb #490da3cc
 def targets_at(split: Split, samples: str = 'all', window: str = 'last', max_len: int = 200):
     "Table positions of the last targets of all training samples, and the split's row of each"
     if samples not in SAMPLES: raise ValueError(unknown('kind of samples', samples, SAMPLES))
     if window not in WINDOWS: raise ValueError(unknown('window', window, WINDOWS))
+    if samples != 'all' and window != 'last':
+        raise ValueError(f"window={window!r} is for samples='all': {samples!r} has its own ends")
     end = split.stop - 1
     if samples == 'prefix': return _each(split.start, end)
     if samples == 'all' and window == 'every': return _each(split.start, end, max_len)

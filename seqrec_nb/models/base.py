@@ -59,7 +59,7 @@ def forward(self: SeqModel, b: Batch, E: Tensor = None) -> Out:
     h = self.body(self.embed(E, b), b)
     return Out(h[0], E, h[1]) if isinstance(h, tuple) else Out(h, E)
 
-# %% ../../nbs/30_models.base.ipynb #6179027e
+# %% ../../nbs/30_models.base.ipynb #b097e7ba
 @patch
 def scores(self: SeqModel, b: Batch, E: Tensor = None) -> Tensor:
     "(B,V) scores of every id after each row's last item; column 0 (padding) means nothing"
@@ -69,9 +69,13 @@ def scores(self: SeqModel, b: Batch, E: Tensor = None) -> Tensor:
 @patch
 @torch.inference_mode()
 def predict(self: SeqModel, b: Batch, k: int = 10, E: Tensor = None) -> Tensor:
-    "(B,k) the best ids that are not in the window, best first"
-    s = self.scores(b, E).scatter(1, b.items, -torch.inf)
-    return s[:, 1:].topk(min(k, self.n_items), 1).indices + 1
+    "(B,k) the best ids that are not in the window, best first; 0 where none is left"
+    training = self.training
+    self.eval()
+    try: s = self.scores(b, E).scatter(1, b.items, -torch.inf)
+    finally: self.train(training)
+    best = s[:, 1:].topk(min(k, self.n_items), 1)
+    return (best.indices + 1) * best.values.isfinite()
 
 # %% ../../nbs/30_models.base.ipynb #460a769a
 MODELS = {}
