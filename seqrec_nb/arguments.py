@@ -128,7 +128,7 @@ def check_names(data: str, resume: str):
     ways = ['auto', 'must', 'never']
     if resume not in ways: raise UsageError(f"seqrec train: --resume: {unknown('way', resume, ways)}")
 
-# %% ../nbs/89c_arguments.ipynb #e60e3a63
+# %% ../nbs/89c_arguments.ipynb #36b66724
 def train_arguments(argv: list) -> tuple:
     "(Experiment, the command's own options, the parser); no experiment where help is wanted"
     first, E = first_reading(argv), experiment()
@@ -143,4 +143,5 @@ def train_arguments(argv: list) -> tuple:
         e = E.Experiment(**merged(typed(config, model), given, E.PRESETS))
     except (TypeError, ValueError) as err: raise UsageError(f'seqrec train: {err}') from None
     check_names(e.data, own['resume'])
+    e.name = e.name or E.run_name(e)
     return e, own, parser

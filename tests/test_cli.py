@@ -159,8 +159,8 @@ def test_train_list_examine_evaluate(here, capsys):
     assert (here/'runs/a/metrics.json').stat().st_mtime_ns == before
     # another experiment is refused this directory
     capsys.readouterr()
-    assert main(['train', 'sasrec', 'walks.csv', '--epochs', '3', *TINY, '--out', 'runs/a']) == 1
-    assert 'epochs' in capsys.readouterr().err
+    assert main(['train', 'sasrec', 'walks.csv', '--epochs', '2', *TINY, '--lr', '.5', '--out', 'runs/a']) == 1
+    assert 'lr: ' in capsys.readouterr().err
 
     assert main(['runs']) == 0 and capsys.readouterr().out.count('done') == 2
     assert main(['runs', '.', '--save-csv']) == 0 and capsys.readouterr().out.count('done') == 3
