@@ -156,11 +156,10 @@ def update(t: Trainer, loss):
         t.opt.found_inf = (t.bad >= 0).float()          # the fused optimizer reads it on the device
         t.opt.step()
 
-# %% ../nbs/50_train.ipynb #85893164
+# %% ../nbs/50_train.ipynb #53b31382
 def look(t: Trainer, parts=None):
     "Ask the device whether a step since the last look was bad, and raise if so"
-    step = int(t.bad)
-    if step < 0: return
+    if (step := int(t.bad)) < 0: return
     batch = t.step_in_epoch - (t.step - step)
     if parts is None or step != t.step:                 # that batch is gone: compute it again
         t.step, t.step_in_epoch = step, batch
