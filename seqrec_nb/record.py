@@ -59,7 +59,7 @@ RECIPES = { # chosen on validation
     ('sasrec', 'ml-100k'): dict(dropout=.5, batch_size=32, epochs=120, patience=20, eval_every=2),
     ('sasrec', 'ml-1m'): dict(dropout=.1, batch_size=128, epochs=100, patience=16, eval_every=2)}
 
-# %% ../nbs/79_record.ipynb #8c7d4ad4
+# %% ../nbs/79_record.ipynb #8c854ec3
 def _fill(e, given):
     "Set all fields: default, recipe, preset, given"
     f = {x.name: x.default for x in fields(e) if x.name != 'args'}
@@ -76,9 +76,9 @@ def _fill(e, given):
         for k, v in layer.items():
             unset = who == 'given' and v is None and f.get(k) is not None   # a field that has a value
             if k in names and not unset: values[k], e.source[k] = v, who
+    values['model'], values['data'] = e.model, str(values['data'])
     for k in f: setattr(e, k, values[k])
-    e.model = e.model if given.get('model') is None else str(given['model']).lower().replace('-', '_')
-    e.data = str(e.data); e.args = {k: values[k] for k in args if k not in f}
+    e.args = {k: values[k] for k in args if k not in f}
     if e.protocol not in PROTOCOLS: raise ValueError(unknown('protocol', e.protocol, PROTOCOLS))
 
 # %% ../nbs/79_record.ipynb #8b5660c4
