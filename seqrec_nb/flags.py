@@ -29,7 +29,7 @@ def make_flag(name: str, annotation, default, help: str = '') -> Flag:
     else: of = kind
     return Flag(name, kind, of, default is None or type(None) in get_args(annotation), default, help or '')
 
-# %% ../nbs/89_flags.ipynb #efa02624
+# %% ../nbs/89_flags.ipynb #c1fd2dab
 @cache
 def comments(f) -> dict: # a class or a function
     "{parameter or field: the comment beside it}"
@@ -49,7 +49,8 @@ def field_flags(cls, skip=()) -> list[Flag]: # a dataclass
 
 def argument_flags(f, defaults: dict) -> list[Flag]: # what makes a model; {argument: default}
     "The constructor arguments of a model as flags; a variant takes what it does not say from its class"
-    made = [x for x in (getattr(f, 'of', None), f) if x]
+    from seqrec_nb.models.base import lineage
+    made = [g for g in (getattr(f, 'from_data', None), *reversed(lineage(f))) if g]
     said = {k: p.annotation for x in made for k, p in inspect.signature(x).parameters.items()}
     doc = {k: v for x in made for k, v in comments(x).items() if v}
     known = {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty}

@@ -6,10 +6,11 @@
 __all__ = ['TINY', 'LOSSES', 'at_targets', 'CrossEntropy', 'loss_dtype', 'Negatives', 'SampledSoftmax', 'BCE', 'GBCE', 'BPR',
            'make_loss']
 
-# %% ../nbs/40_losses.ipynb #cbe9b8c0
+# %% ../nbs/40_losses.ipynb #a53a805e
 import math
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 from .core import Batch, Out, rng, unknown
 from .models.base import SeqModel
@@ -64,35 +65,48 @@ def loss_dtype(device: str) -> torch.dtype:
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
     return torch.bfloat16 if half else torch.float32
 
-# %% ../nbs/40_losses.ipynb #ab232112
+# %% ../nbs/40_losses.ipynb #d104dac5
 class Negatives:
-    "Uniform negative items"
+    "Negative items: uniform, or from a pool"
     def __init__(self, k: int,               # how many
                  shared: bool = False,       # the same for all positions of the batch
                  exclude: str = 'target',    # never the target; or never anything of the row's 'window'
-                 tries: int = 3):            # draws before a collision is left out
+                 tries: int = 3,             # draws before a collision is left out
+                 pool: Tensor = None):       # (K,) ids of hard negatives; None: all items
         if k < 1: raise ValueError(f'at least one negative is needed: got {k}')
         if exclude not in ('target', 'window'):
             raise ValueError(unknown('exclusion', exclude, ['target', 'window']))
         self.k, self.shared, self.exclude, self.tries = k, shared, exclude, tries
+        self.pool = None if pool is None else _checked(pool, k)
     def __call__(self, V: int, b: Batch, t: Tensor, row: Tensor):
         "Ids (k,) or (N,k), and (N,k) True where an id is a legal negative"
+        if self.pool is not None: return self._from_pool(self.pool.to(t.device), V, b, t, row)
         if self.shared:
             ids = torch.randint(1, V, (self.k,), generator=rng(), device=t.device)
-            if self.exclude == 'target': return ids, ids != t[:, None]
-            return ids, ~_member(self._known(b), row, ids.expand(len(t), -1).contiguous())
-        known = t[:, None] if self.exclude == 'target' else self._known(b)
-        at = torch.arange(len(t), device=t.device) if self.exclude == 'target' else row
-        draw = lambda: torch.randint(1, V, (len(t), self.k), generator=rng(), device=t.device)
-        ids = draw()
-        bad = _member(known, at, ids)
-        for _ in range(self.tries - 1):
-            ids = torch.where(bad, draw(), ids)
-            bad = _member(known, at, ids)
-        return ids, ~bad
+            return ids, ~self._clash(ids, b, t, row)
+        return self._uniform(V, b, t, row)
     def _known(self, b):
         target = b.target if b.target.dim() == 2 else b.target[:, None]
         return torch.cat([b.items, target], 1).sort(1).values
+    def _clash(self, ids, b, t, row):
+        "(N,k) True where one of the ids (k,) may not be a negative"
+        if self.exclude == 'target': return ids == t[:, None]
+        rows = torch.arange(len(b), device=t.device)
+        return _member(self._known(b), rows, ids.expand(len(b), -1).contiguous())[row]
+
+# %% ../nbs/40_losses.ipynb #f275921e
+@patch
+def _uniform(self: Negatives, V, b, t, row):
+    "k draws for each position from all items; what collides is drawn again"
+    known = t[:, None] if self.exclude == 'target' else self._known(b)
+    at = torch.arange(len(t), device=t.device) if self.exclude == 'target' else row
+    draw = lambda: torch.randint(1, V, (len(t), self.k), generator=rng(), device=t.device)
+    ids = draw()
+    bad = _member(known, at, ids)
+    for _ in range(self.tries - 1):
+        ids = torch.where(bad, draw(), ids)
+        bad = _member(known, at, ids)
+    return ids, ~bad
 
 # %% ../nbs/40_losses.ipynb #b9372100
 def _member(known, row, ids):
@@ -100,6 +114,29 @@ def _member(known, row, ids):
     known = known[row].contiguous()
     at = torch.searchsorted(known, ids).clamp_max(known.shape[1] - 1)
     return known.gather(1, at) == ids
+
+# %% ../nbs/40_losses.ipynb #1419f09f
+def _checked(pool, k):
+    "The pool as a tensor of distinct item ids"
+    pool = torch.as_tensor(pool, dtype=torch.long)
+    if pool.dim() != 1 or len(pool.unique()) < len(pool) or (pool < 1).any():
+        raise ValueError('a pool of negatives is a list of distinct item ids from 1')
+    if len(pool) < k: raise ValueError(f'a pool of {len(pool)} items cannot give {k} distinct negatives')
+    return pool
+
+# %% ../nbs/40_losses.ipynb #870364e2
+@patch
+def _from_pool(self: Negatives, pool, V, b, t, row):
+    "k distinct legal items of the pool; uniform ones where fewer than k are left"
+    if self.shared:
+        ids = pool[torch.randperm(len(pool), generator=rng(), device=t.device)[:self.k]]
+        return ids, ~self._clash(ids, b, t, row)
+    clash = self._clash(pool, b, t, row)                                  # (N,K)
+    luck = torch.rand(clash.shape, generator=rng(), device=t.device).masked_fill(clash, 2.)
+    hard = pool[luck.topk(self.k, largest=False).indices]
+    enough = (~clash).sum(1, keepdim=True) >= self.k
+    ids, ok = self._uniform(V, b, t, row)
+    return torch.where(enough, hard, ids), enough | ok
 
 # %% ../nbs/40_losses.ipynb #010a05e9
 class _Sampled:
@@ -120,46 +157,52 @@ def _mean(x, ok):
     "(N,) mean of x over the legal negatives"
     return (x * ok).sum(1) / ok.sum(1).clamp_min(1)
 
-# %% ../nbs/40_losses.ipynb #1996b4c4
+# %% ../nbs/40_losses.ipynb #a2469640
 class SampledSoftmax(_Sampled):
     "Cross-entropy against k negatives shared by the batch"
-    def __init__(self, k: int = 256, shared: bool = True, unbiased: bool = False, exclude: str = 'target'):
-        super().__init__(Negatives(k, shared, exclude)); self.unbiased = unbiased
+    def __init__(self, k: int = 256, shared: bool = True, unbiased: bool = False, exclude: str = 'target',
+                 pool: Tensor = None):
+        if unbiased and pool is not None: raise ValueError('negatives of a pool give no unbiased estimate')
+        super().__init__(Negatives(k, shared, exclude, pool=pool)); self.unbiased = unbiased
     def rows(self, pos, neg, ok, V):
         drawn_from = V - 1 if self.negatives.shared else V - 2   # a shared draw may hit the target
         if self.unbiased: neg = neg + math.log(drawn_from / neg.shape[1])
         return torch.cat([pos[:, None], neg.masked_fill(~ok, -torch.inf)], 1).logsumexp(1) - pos
 
-# %% ../nbs/40_losses.ipynb #39b21167
+# %% ../nbs/40_losses.ipynb #328b3d42
 class BCE(_Sampled):
     "Binary cross-entropy with k negatives for each position"
-    def __init__(self, k: int = 1, shared: bool = False, exclude: str = 'window'):
-        super().__init__(Negatives(k, shared, exclude))
+    def __init__(self, k: int = 1, shared: bool = False, exclude: str = 'window', pool: Tensor = None):
+        super().__init__(Negatives(k, shared, exclude, pool=pool))
     def rows(self, pos, neg, ok, V): return F.softplus(-pos) + _mean(F.softplus(neg), ok)
 
-# %% ../nbs/40_losses.ipynb #f6dde11e
+# %% ../nbs/40_losses.ipynb #58b603c5
 class GBCE(_Sampled):
     "Generalised binary cross-entropy, calibrated by t (gSASRec)"
-    def __init__(self, k: int = 256, t: float = .75, shared: bool = True, exclude: str = 'target'):
-        super().__init__(Negatives(k, shared, exclude)); self.t = t
+    def __init__(self, k: int = 256, t: float = .75, shared: bool = True, exclude: str = 'target',
+                 pool: Tensor = None):
+        super().__init__(Negatives(k, shared, exclude, pool=pool)); self.t = t
     def rows(self, pos, neg, ok, V):
         alpha = min(1., neg.shape[1] / max(1, V - 2))
         beta = alpha * (self.t * (1 - 1 / alpha) + 1 / alpha)
         return beta * F.softplus(-pos) + (F.softplus(neg) * ok).sum(1)
 
-# %% ../nbs/40_losses.ipynb #4db3b20d
+# %% ../nbs/40_losses.ipynb #c80a36b5
 class BPR(_Sampled):
     "Bayesian personalised ranking with k negatives for each position"
-    def __init__(self, k: int = 1, shared: bool = False, exclude: str = 'window'):
-        super().__init__(Negatives(k, shared, exclude))
+    def __init__(self, k: int = 1, shared: bool = False, exclude: str = 'window', pool: Tensor = None):
+        super().__init__(Negatives(k, shared, exclude, pool=pool))
     def rows(self, pos, neg, ok, V): return _mean(F.softplus(neg - pos[:, None]), ok)
 
 LOSSES = {'ce': CrossEntropy, 'ss': SampledSoftmax, 'gbce': GBCE, 'bce': BCE, 'bpr': BPR}
 
-# %% ../nbs/40_losses.ipynb #5ed8f009
-def make_loss(name: str, k: int = None): # k: negatives; None: the loss's own default
+# %% ../nbs/40_losses.ipynb #b7ae5460
+def make_loss(name: str,           # ce, ss, gbce, bce or bpr
+              k: int = None,       # negatives; None: the loss's own default
+              pool: Tensor = None  # (K,) ids of hard negatives; None: all items
+             ):
     "A loss by its short name"
     if name not in LOSSES: raise ValueError(unknown('loss', name, LOSSES))
-    if name == 'ce' and k is not None:
-        raise ValueError('the full cross-entropy has no negatives: use ss, gbce, bce or bpr')
-    return LOSSES[name]() if k is None else LOSSES[name](k)
+    if name != 'ce': return LOSSES[name](**({} if k is None else {'k': k}), pool=pool)
+    if k is None and pool is None: return CrossEntropy()
+    raise ValueError('the full cross-entropy has no negatives: use ss, gbce, bce or bpr')

@@ -15,7 +15,7 @@ from .data.loader import EvalLoader, Loader
 import seqrec_nb.models                # fills the registry
 from .models.base import SeqModel, model_class, settings
 
-# %% ../nbs/79_record.ipynb #2dab28eb
+# %% ../nbs/79_record.ipynb #6781a75d
 @dataclass(init=False)
 class Experiment:
     "All settings of a run; keywords that are no field are arguments of the model"
@@ -33,7 +33,9 @@ class Experiment:
     max_len: int = 200         # items of context, L
     loss: str = 'ce'           # ce, ss, gbce, bce or bpr
     negatives: int = None      # of a sampled loss; None: its default
-    samples: str = None        # all, prefix or last; None: all where the model is causal, else prefix
+    hard: int = 0              # draw them from so many of the most popular unseen items; 0: from all
+    pretrain: int = 0          # epochs of BPR on a hybrid's graph alone, which is then frozen
+    samples: str = None        # all, prefix, last or cloze; None: what suits the model
     window: str = 'last'       # part of a long history that is trained on: last, random or every
     precision: str = 'fp32'    # fp32, bf16 or fp16
     device: str = 'auto'       # auto, cpu, cuda
@@ -112,10 +114,10 @@ def build(e: Experiment, data: Dataset) -> SeqModel:
     args = {**e.args, 'max_len': e.max_len} if 'max_len' in settings(f) else e.args
     return f.from_data(data, **args) if hasattr(f, 'from_data') else f(data.n_items, **args)
 
-# %% ../nbs/79_record.ipynb #b69fd6c4
+# %% ../nbs/79_record.ipynb #65b82f3b
 def loaders(e: Experiment, data: Dataset, model: SeqModel, device):
     "Training, validation and test loaders"
-    samples = e.samples or ('all' if model.causal else 'prefix')
+    samples = e.samples or ('all' if model.causal else 'cloze' if model.cloze else 'prefix')
     where = dict(device=device, time=model.uses_time)
     train = Loader(data.train, e.max_len, e.batch_size, samples, e.window, seed=e.seed, **where)
     return train, *(EvalLoader(s, e.max_len, **where) for s in (data.valid, data.test))

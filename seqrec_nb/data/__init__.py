@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'SourceError', 'find', 'DataError', 'Interactions', 'Sequences', 'to_sequences', 'PROTOCOLS', 'Dataset',
-           'Protocol', 'Split', 'cut_date', 'leave_one_out', 'load', 'synthetic', 'EvalLoader', 'Loader']
+           'Protocol', 'Split', 'cut_date', 'leave_one_out', 'load', 'synthetic', 'EvalLoader', 'Loader', 'ItemGraph',
+           'item_graph']
 
-# %% ../../nbs/19_data.ipynb #95b12edc
+# %% ../../nbs/19_data.ipynb #fea88d14
 from .sources import SOURCES, SourceError, find
 from .formats import DataError
 from .interactions import Interactions
@@ -14,8 +15,9 @@ from .sequences import Sequences, to_sequences
 from .splits import PROTOCOLS, Dataset, Protocol, Split, cut_date, leave_one_out, load
 from .planted import synthetic
 from .loader import EvalLoader, Loader
+from .graph import ItemGraph, item_graph
 
-# %% ../../nbs/19_data.ipynb #8fae5cf3
+# %% ../../nbs/19_data.ipynb #b4743040
 _all_ = ['SOURCES', 'SourceError', 'find', 'DataError', 'Interactions', 'Sequences', 'to_sequences',
          'PROTOCOLS', 'Dataset', 'Protocol', 'Split', 'cut_date', 'leave_one_out', 'load', 'synthetic',
-         'EvalLoader', 'Loader']
+         'EvalLoader', 'Loader', 'ItemGraph', 'item_graph']

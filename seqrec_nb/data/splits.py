@@ -14,7 +14,7 @@ from .sources import SOURCES, find
 from .interactions import Interactions
 from .sequences import Sequences, to_sequences
 
-# %% ../../nbs/12b_data.splits.ipynb #67d3cc61
+# %% ../../nbs/12b_data.splits.ipynb #0f86b62a
 @dataclass
 class Split:
     "Rows of histories, as slices of one flat table"
@@ -38,6 +38,11 @@ class Split:
     def history(self, r: int) -> np.ndarray:
         "Item ids of row `r`, oldest first"
         return self.seqs.items[self.start[r]:self.stop[r]]
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        "(N,) int64 item ids of all histories, one after the other, and (N,) the row of each"
+        row = np.repeat(np.arange(len(self)), self.length)
+        at = np.arange(len(row)) + np.repeat(self.stop - self.length.cumsum(), self.length)
+        return self.seqs.items[at].astype(np.int64), row
     def take(self, rows) -> 'Split':
         "Some of the rows"
         return replace(self, user=self.user[rows], start=self.start[rows], stop=self.stop[rows])

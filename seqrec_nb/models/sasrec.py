@@ -19,7 +19,7 @@ def positions_from_end(items):
     n = (items > 0).sum(1, keepdim=True)
     return (n - 1 - torch.arange(items.shape[1], device=items.device)).clamp_min(0)
 
-# %% ../../nbs/31_models.sasrec.ipynb #8589307e
+# %% ../../nbs/31_models.sasrec.ipynb #554fddfc
 @register_model
 class SASRec(SeqModel):
     "Self-attentive sequential recommendation"
@@ -48,8 +48,10 @@ class SASRec(SeqModel):
             for _ in range(n_blocks))
         self.norm = nn.LayerNorm(d_model) if norm != 'post' else nn.Identity()
         self.apply(lambda m: initialise(m, init_std))
-    def embed(self, E, b):
-        x = super().embed(E, b) * self.scale
+    def embed(self, E, b): return self.place(super().embed(E, b), b)
+    def place(self, x, b):
+        "(B,L,D) item vectors, scaled, put in their places, some dropped"
+        x = x * self.scale
         if self.positions == 'end': x = x + self.position(positions_from_end(b.items))
         if self.positions == 'start': x = x + self.position.weight[:x.shape[1]]
         return self.drop(x)
