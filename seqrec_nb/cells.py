@@ -44,7 +44,7 @@ def choices(cell) -> list:
     if text[:1] + text[-1:] == '[]': return [t.strip() for t in text[1:-1].split(',')]
     return [text]
 
-# %% ../nbs/81b_cells.ipynb #ffead05e
+# %% ../nbs/81b_cells.ipynb #ff187950
 PLAIN = (bool, int, float, str, tuple, list)
 
 @cache
@@ -54,7 +54,8 @@ def kinds(model: str) -> dict: # a name in MODELS
     made = [x for g in reversed(lineage(f)) for x in (getattr(g, 'from_data', g), g)]
     said = {p.name: p.annotation for x in made for p in inspect.signature(x).parameters.values()}
     every = {k: (said.get(k), v) for k, v in settings(f).items()}
-    every |= {x.name: (x.type, x.default) for x in fields(Experiment) if x.name not in ('args', 'seed', 'name')}
+    own = [x for x in fields(Experiment) if x.name not in ('args', 'seed', 'name')]
+    every |= {x.name: (x.type, x.default) for x in own}
     types = lambda note, default: {*(get_args(note) or (note,)), type(default)}
     return {k: types(*said_and_default) & {*PLAIN} for k, said_and_default in every.items()}
 
@@ -85,13 +86,13 @@ def check_name(setting: str, value):
     if setting == 'data' and value not in SOURCES and not Path(value).exists():
         raise ValueError(f"no file {value}, and {unknown('data set', value, SOURCES)}")
 
-# %% ../nbs/81b_cells.ipynb #96f72f54
+# %% ../nbs/81b_cells.ipynb #8add001d
 ONE = ('model', 'data', 'protocol', 'preset', 'monitor', 'max_users', *BUDGET) # the same for all candidates
 
 def read_option(names: list, option, known: dict) -> dict:
     "{setting: value} from one choice of a cell"
     parts = [option] if len(names) == 1 else option.split('/') if isinstance(option, str) else option
-    if len(parts) != len(names): raise ValueError(f'{option!r}: {len(parts)} values for {len(names)} settings')
+    if len(parts) != len(names): raise ValueError(f'{option!r}: {len(parts)} for {len(names)} settings')
     found = {k: typed(v, known[k]) for k, v in zip(names, parts)}
     for k, v in found.items(): check_name(k, v)
     return found
@@ -101,7 +102,7 @@ def read_cell(column: str, cell, known: dict) -> list[dict]: # known: what `kind
     names, options = column.split('+'), choices(cell)
     for k in names:
         if k not in known: raise ValueError(unknown('setting', k, known))
-        if k in ONE and len(options) > 1: raise ValueError(f'{k} must be the same for all candidates: no list')
+        if k in ONE and len(options) > 1: raise ValueError(f'{k} must be the same for all candidates')
     found = [read_option(names, option, known) for option in options]
     if any(found.count(f) > 1 for f in found): raise ValueError('a value stands there twice')
     return found

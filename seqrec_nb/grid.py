@@ -6,7 +6,7 @@
 __all__ = ['tiny_log', 'TABLES', 'label', 'Row', 'TableError', 'part', 'read_row', 'trial', 'is_counted', 'Table', 'notes',
            'open_table', 'change', 'head_faults', 'budget', 'unequal', 'uneven', 'read_table']
 
-# %% ../nbs/82_grid.ipynb #37b0f15b
+# %% ../nbs/82_grid.ipynb #eda76b7f
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -16,7 +16,7 @@ import pandas as pd
 from .core import unknown
 from .cells import is_given, kinds, read_cell, read_seeds
 from .data.planted import synthetic
-from .models.base import MODELS
+from .models.base import MODELS, lineage, model_class
 from .record import BUDGET, Experiment, build
 
 # %% ../nbs/82_grid.ipynb #0fb34f43
@@ -43,7 +43,7 @@ class Row:
         "The row's first experiment: budget and task are those of all"
         return self.experiment(self.seeds[0], next(iter(self.candidates().values()), None))
 
-# %% ../nbs/82_grid.ipynb #0c1eaf98
+# %% ../nbs/82_grid.ipynb #c484a0fb
 class TableError(ValueError): "What is wrong with a table, by row and column; one line for each fault"
 
 def part(column: str, read, cell):
@@ -57,7 +57,7 @@ def read_row(cells: dict) -> Row: # column -> cell
     for k in ('name', 'model'):
         if k not in given: raise TableError(f'column {k}: is empty')
     name, seeds = str(given.pop('name')).strip(), part('seeds', read_seeds, given.pop('seeds', 0))
-    if not re.fullmatch(r'\w[\w.,=+-]*', name): raise TableError(f'column name: {name!r} is no name for a folder')
+    if not re.fullmatch(r'\w[\w.,=+-]*', name): raise TableError(f'column name: {name!r} is no folder name')
     known = part('model', lambda m: kinds(str(m).strip()), given['model'])
     fixed, axes = {}, []
     for column, cell in given.items():
@@ -68,7 +68,7 @@ def read_row(cells: dict) -> Row: # column -> cell
         else: fixed |= options[0]
     return Row(name, fixed, axes, seeds)
 
-# %% ../nbs/82_grid.ipynb #eb7fbe0a
+# %% ../nbs/82_grid.ipynb #2279f7d7
 tiny_log = cache(lambda: synthetic(60))
 
 def trial(row: Row) -> list[str]:
@@ -79,9 +79,9 @@ def trial(row: Row) -> list[str]:
         except Exception as e: faults.append(' '.join(f'{name} {type(e).__name__}: {e}'.split()))
     return faults
 
-def is_counted(row: Row) -> bool:
+def is_counted(model: str) -> bool: # a name in MODELS
     "Is the model a baseline that is counted and not trained?"
-    return not build(row.one(), tiny_log()).trainable
+    return not next(f.trainable for f in lineage(model_class(model)) if hasattr(f, 'trainable'))
 
 # %% ../nbs/82_grid.ipynb #8e4dfb83
 TABLES = {}   # name -> CSV
@@ -154,7 +154,7 @@ def uneven(rows: list) -> list[str]: # of Row
                 f'{n} {v} ({who})' for n, (v, who) in values.items()))
     return out
 
-# %% ../nbs/82_grid.ipynb #8035a169
+# %% ../nbs/82_grid.ipynb #3d867981
 def read_table(source,                  # a path, the name of a built-in table, or a frame
                changes: dict = None,    # {column: cell} for all rows
                any_budget: bool = False # rows with different budgets are only warned about
@@ -167,11 +167,11 @@ def read_table(source,                  # a path, the name of a built-in table, 
         where = f"row {n} ({cells.get('name')})"
         try: row = read_row(cells)
         except TableError as e: faults.append(f'{where}, {e}'); continue
-        if row.name in [r.name for r in rows]: faults.append(f'{where}, column name: another row has this name')
+        if row.name in [r.name for r in rows]: faults.append(f'{where}, column name: stands there twice')
         faults += [f'{where}: {fault}' for fault in trial(row)]
         rows.append(row)
     if not faults and not rows: faults.append('there is no row')
-    trained = [] if faults else [r for r in rows if not is_counted(r)]
+    trained = [] if faults else [r for r in rows if not is_counted(r.one().model)]
     gaps = unequal(trained)
     if not any_budget and not any(line.startswith('--any-budget') for line in above): faults += gaps
     if faults: raise TableError('\n'.join(f'{name}: {fault}' for fault in faults))

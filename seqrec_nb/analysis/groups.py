@@ -64,11 +64,12 @@ def tidy(ax):
     ax.spines[['top', 'right']].set_visible(False)
     return ax
 
-# %% ../../nbs/72_analysis.groups.ipynb #a254eaeb
+# %% ../../nbs/72_analysis.groups.ipynb #b302a218
 def draw_groups(
     ax,                      # matplotlib axes
     found: dict,             # what `by_group` gives
-    metric: str = 'NDCG@10'
+    metric: str = 'NDCG@10',
+    colours: dict = {}       # model -> colour; else in order
 ):
     "Bars of every model in every group, with intervals; groups say how many users they have"
     names = list(next(iter(found.values())))
@@ -77,7 +78,7 @@ def draw_groups(
         at = np.arange(len(found)) + (k - (len(names) - 1) / 2) * width
         cells = [f[name] for f in found.values()]
         value = [c['mean'] or 0. for c in cells]
-        ax.bar(at, value, width * .9, color=colour(k), label=name)
+        ax.bar(at, value, width * .9, color=colours.get(name, colour(k)), label=name)
         whole = [(x, *c['interval']) for x, c in zip(at, cells) if c['interval']]
         for x, low, high in whole: ax.plot([x, x], [low, high], color='.2', lw=1)
     counts = [max(c['n'] for c in f.values()) for f in found.values()]
