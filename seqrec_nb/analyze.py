@@ -13,7 +13,7 @@ from .report import latex, render, table
 from .runs import find_runs, write_comparisons
 from .tables import sections, tables
 
-# %% ../nbs/83c_analyze.ipynb #832addc5
+# %% ../nbs/83c_analyze.ipynb #8e56a626
 def task_folder(s) -> str: # s: a Section
     "A name for the files of a task"
     data, protocol, print_, users = s.task
@@ -23,28 +23,28 @@ def task_folder(s) -> str: # s: a Section
 def sizes(s) -> str:
     "How much data, and how many runs"
     m = s.rows[0].runs[0].metrics
-    data = ', '.join(f'{m[k]:,} {what}' for k, what in
-                     (('n_users', 'users'), ('n_items', 'items'), ('n_interactions', 'interactions')) if m.get(k))
+    data = ', '.join(f"{m['n_' + k]:,} {k}" for k in ('users', 'items', 'interactions') if m.get('n_' + k))
     runs = sum(len(r.runs) for r in s.rows)
     return '; '.join(x for x in (data, f'models: {len(s.rows)}, finished runs: {runs}') if x)
 
-NOTE = ('Values are means over seeds. Intervals are over users and not corrected for the number of comparisons: '
-        'whether one model beats another is decided by `seqrec compare`.')
+NOTE = ('Values are means over seeds. Intervals are over users and not corrected for the number of '
+        'comparisons: whether one model beats another is decided by `seqrec compare`.')
 
 def section_text(s, made: dict, fmt: str = 'text') -> str: # made: what `tables` gives
     "A section as text or markdown"
-    return render([s.title, sizes(s), NOTE], [(heading, (head, rows)) for heading, head, rows in made.values()],
-                  s.warnings, fmt)
+    body = [(heading, (head, rows)) for heading, head, rows in made.values()]
+    return render([s.title, sizes(s), NOTE], body, s.warnings, fmt)
 
-# %% ../nbs/83c_analyze.ipynb #54715f6f
+# %% ../nbs/83c_analyze.ipynb #149de53f
 def section_latex(s, made: dict) -> str:
     "The tables of a section as floats, with captions and labels"
     def block(name, heading, head, rows):
         label = f'tab:{task_folder(s)}-{name}'.replace('_', '-')
         return '\n'.join([r'\begin{table}[t]', r'\centering\footnotesize\setlength{\tabcolsep}{3pt}',
-                          rf'\caption{{{latex(heading)}. {latex(s.title)}.}}', rf'\label{{{label}}}', table(head, rows, 'latex'), r'\end{table}'])
-    warned = [f'% {w}' for w in s.warnings]
-    return '\n\n'.join(['% needs \\usepackage{booktabs}', *warned, *(block(k, *x) for k, x in made.items())]) + '\n'
+                          rf'\caption{{{latex(heading)}. {latex(s.title)}.}}', rf'\label{{{label}}}',
+                          table(head, rows, 'latex'), r'\end{table}'])
+    notes = [r'% needs \usepackage{booktabs}', *(f'% {w}' for w in s.warnings)]
+    return '\n\n'.join([*notes, *(block(name, *x) for name, x in made.items())]) + '\n'
 
 # %% ../nbs/83c_analyze.ipynb #ddeebc9d
 def unfinished(found: list) -> list[str]: # of Entry

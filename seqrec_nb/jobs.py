@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Job', 'essence', 'check_place', 'is_trained', 'is_done', 'state', 'Plan', 'best_value', 'validation', 'winner',
-           'open_jobs', 'count']
+           'open_jobs', 'count', 'plan_text']
 
-# %% ../nbs/82b_jobs.ipynb #d66b9fcd
+# %% ../nbs/82b_jobs.ipynb #2bb9a950
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,9 @@ from .callbacks import read_history
 from .checkpoint import differences, exists
 from .experiment import evaluate_run
 from .files import dumps, write_json
-from .grid import Row, Table, TableError, is_counted
+from .grid import Row, Table, TableError, budget, is_counted
 from .record import BUDGET, Experiment
+from .report import table
 from .runs import is_locked, read_json
 
 # %% ../nbs/82b_jobs.ipynb #9827d574
@@ -131,3 +133,19 @@ def count(plan: Plan, only=()) -> tuple[int, int]:
         last = plan.finals(row, best) if best or not first else []
         done, total = done + sum(map(is_done, first + last)), total + len(first) + len(row.seeds)
     return done, total
+
+# %% ../nbs/82b_jobs.ipynb #27ad76df
+def plan_text(plan: Plan, only=()) -> str: # only: names of rows
+    "Every row: its candidates and seeds, how many are done, and its budget"
+    def cells(r):
+        tried, best = plan.candidates(r), winner(plan, r)
+        last = plan.finals(r, best) if best or not tried else []
+        done = lambda jobs, n: f'{sum(map(is_done, jobs))} of {n}'
+        now = Counter(state(j) for j in tried + last)
+        spent = ', '.join(f'{k} {v}' for k, v in budget(r).items() if k != 'candidates')
+        return [r.name, r.one().model, done(tried, len(tried)) if tried else 'none', best or '',
+                done(last, len(r.seeds)), ', '.join(f'{n} {k}' for k, n in now.items()), spent]
+    rows = [cells(r) for r in plan.rows if not only or r.name in only]
+    head = ['row', 'model', 'candidates trained', 'winner', 'seeds tested', 'jobs', 'budget']
+    done, total = count(plan, only)
+    return '\n'.join([table(head, rows), '', f'{done} of {total} jobs are done, in {plan.out}'])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'RECIPES', 'BUDGET', 'Experiment', 'identity', 'run_name', 'get_data', 'build', 'loaders']
 
-# %% ../nbs/79_record.ipynb #582d8ba7
+# %% ../nbs/79_record.ipynb #432ec121
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from .core import fold, reseed, unknown
@@ -13,7 +13,7 @@ from .files import dumps
 from .data.splits import PROTOCOLS, Dataset, load
 from .data.loader import EvalLoader, Loader
 import seqrec_nb.models                # fills the registry
-from .models.base import SeqModel, model_class, settings
+from .models.base import SeqModel, lineage, model_class, settings
 
 # %% ../nbs/79_record.ipynb #6781a75d
 @dataclass(init=False)
@@ -61,7 +61,7 @@ RECIPES = { # chosen on validation
     ('sasrec', 'ml-100k'): dict(dropout=.5, batch_size=32, epochs=120, patience=20, eval_every=2),
     ('sasrec', 'ml-1m'): dict(dropout=.1, batch_size=128, epochs=100, patience=16, eval_every=2)}
 
-# %% ../nbs/79_record.ipynb #8c854ec3
+# %% ../nbs/79_record.ipynb #4436273a
 def _fill(e, given):
     "Set all fields: default, recipe, preset, given"
     f = {x.name: x.default for x in fields(e) if x.name != 'args'}
@@ -72,7 +72,8 @@ def _fill(e, given):
     for k in given:
         if k not in names: raise TypeError(unknown('setting', k, names))
     if (p := given.get('preset')) not in (None, *PRESETS): raise ValueError(unknown('preset', p, PRESETS))
-    recipe = RECIPES.get((e.model, str(given.get('data') or f['data'])), {})
+    data, makers = str(given.get('data') or f['data']), lineage(model_class(e.model))
+    recipe = next((r for m in makers if (r := RECIPES.get((m.__name__.lower(), data)))), {})
     values, e.source = {**args, **f}, {k: 'default' for k in names}
     for who, layer in (('recipe', recipe), ('preset', PRESETS.get(p, {})), ('given', given)):
         for k, v in layer.items():

@@ -87,7 +87,7 @@ def runs_table(
     head = ['model', 'data', 'protocol', 'seed', 'data id', 'HR@10', 'NDCG@10', 'state', 'run']
     return '\n'.join([table(head, [row(r) for r in runs], fmt), *not_comparable(runs)])
 
-# %% ../nbs/80c_runs.ipynb #4fb81f36
+# %% ../nbs/80c_runs.ipynb #b575c25f
 def best_validation(m: dict, metric: str = 'NDCG@10') -> float | None: # m: metrics.json
     "A validation metric at the best epoch, if the run has one"
     fallback = m.get('best_val_metric') if m.get('monitor', metric) == metric else None
@@ -109,7 +109,8 @@ def write_comparisons(
             [*what.values(), *cells(x, (*tens, 'count'))]
             for what, m in rows if (x := m.get('grouped_metrics', {}).get(g))]
     for name, lines in tables.items():
-        with open(Path(folder)/f'{name}.csv', 'w', newline='', encoding='utf-8') as f: csv.writer(f).writerows(lines)
+        with open(Path(folder)/f'{name}.csv', 'w', newline='', encoding='utf-8') as f:
+            csv.writer(f).writerows(lines)
     return [Path(folder)/f'{name}.csv' for name in tables]
 
 # %% ../nbs/80c_runs.ipynb #e9bbc3e3

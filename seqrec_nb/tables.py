@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['mean', 'Row', 'together', 'Section', 'load_ranks', 'find_base', 'notes', 'sections', 'overall', 'levels', 'group',
-           'thirds', 'percent', 'against', 'two_best', 'too_few', 'best', 'alphas', 'tables']
+           'thirds', 'against', 'two_best', 'too_few', 'best', 'alphas', 'tables']
 
-# %% ../nbs/83_tables.ipynb #38988b88
+# %% ../nbs/83_tables.ipynb #2ba6ba96
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from zipfile import BadZipFile
@@ -15,7 +15,7 @@ from .metrics import Ranks, members
 from .report import CUTS, RANGE, number, span
 from .runs import best_validation
 from .analysis.significance import contrast, holm, same_question
-from .analysis.groups import by_group, changes, terciles
+from .analysis.groups import by_group, changes, percent, terciles
 from .compare import SEEDS, but_seed, rows_of, verdict
 
 # %% ../nbs/83_tables.ipynb #d82c445e
@@ -46,14 +46,15 @@ def metric(self: Row, name: str = 'NDCG@10', group: str = None) -> float | None:
           for r in self.runs]
     return mean(m.get(name) for m in of)
 
-# %% ../nbs/83_tables.ipynb #0156773d
+# %% ../nbs/83_tables.ipynb #8a853a43
 @patch
 def average(self: Row) -> dict:
     "The row's means in the shape of metrics.json"
     tests = [r.metrics['test_metrics'] for r in self.runs]
     epoch = mean(r.metrics.get('best_epoch') for r in self.runs)
+    if len(self.runs) == 1 and epoch is not None: epoch = int(epoch)
     metrics = lambda g: {k: self.metric(k, g) for k in tests[0]}
-    return dict(test_metrics=metrics(None), best_epoch=epoch if len(self.runs) > 1 or epoch is None else int(epoch),
+    return dict(test_metrics=metrics(None), best_epoch=epoch,
                 valid_metrics={'NDCG@10': self.validation},
                 grouped_metrics={g: {**metrics(g), 'count': n} for g, n in self.groups.items()})
 
@@ -100,17 +101,16 @@ def load_ranks(section: Section):
             row.ranks = []
             section.warnings.append(f'{row.name} is not compared user by user: {e}')
 
-# %% ../nbs/83_tables.ipynb #d7f89cf8
+# %% ../nbs/83_tables.ipynb #99606588
 def find_base(rows: list, base: str) -> Row | None: # rows: the best first
     "The row of the base model; of several, the one with the best validation"
-    of = [r for r in rows if base in (r.name, r.model)]
-    return max(of, key=lambda r: r.validation or -1., default=None)
+    return max((r for r in rows if base in (r.name, r.model)), key=lambda r: r.validation or -1., default=None)
 
 def notes(section: Section, base: str):
     "Say what a reader of the section has to know"
     say = section.warnings.append
     if section.base is None: say(f'no finished run of {base}: no change in per cent')
-    elif sum(base == r.model for r in section.rows) > 1: say(f'of several {base}, {section.base.name} is the base')
+    elif section.base.name != base: say(f'the base is {section.base.name}')
     trained = [r for row in section.rows for r in row.runs if r.metrics.get('stopped') != 'counted']
     epochs = sorted({r.settings.get('epochs') for r in trained} - {None})
     if len(epochs) > 1: say(f"budgets differ: at most {', '.join(map(str, epochs))} epochs")
@@ -121,8 +121,8 @@ def notes(section: Section, base: str):
 def sections(found: list, base: str = 'sasrec') -> list: # found: Entry
     "Finished runs as sections, one for each task"
     tasks = {}
-    for r in found:
-        if r.metrics.get('test_metrics'): tasks.setdefault((*r.task, r.settings.get('max_users')), []).append(r)
+    for r in (r for r in found if r.metrics.get('test_metrics')):
+        tasks.setdefault((*r.task, r.settings.get('max_users')), []).append(r)
     out = []
     for task, runs in tasks.items():
         rows, copies = together(runs)
@@ -132,7 +132,7 @@ def sections(found: list, base: str = 'sasrec') -> list: # found: Entry
         load_ranks(s); notes(s, base)
     return out
 
-# %% ../nbs/83_tables.ipynb #19cfbb82
+# %% ../nbs/83_tables.ipynb #4c3ef4d5
 def overall(s: Section) -> tuple:
     "Every row's test metrics, best epoch and validation"
     names = [f'{m}@{k}' for m in ('HR', 'NDCG') for k in CUTS] + ['MRR@10']
@@ -140,9 +140,9 @@ def overall(s: Section) -> tuple:
         a, value = r.average(), [x.metrics['test_metrics'].get('NDCG@10') for x in r.runs]
         spread = number(stdev(value) if len(value) > 1 and None not in value else None)
         epoch = '–' if a['best_epoch'] is None else f"{a['best_epoch']:g}"
-        return [r.name, str(len(r.runs)), *(number(r.metric(n)) for n in names), spread, epoch, number(r.validation)]
-    head = ['model', 'seeds', *names, 'sd NDCG@10', 'best epoch', 'valid NDCG@10']
-    return 'All users', head, [cells(r) for r in s.rows]
+        shown = [number(r.metric(n)) for n in names]
+        return [r.name, str(len(r.runs)), *shown, spread, epoch, number(r.validation)]
+    return 'All users', ['model', 'seeds', *names, 'sd NDCG@10', 'best epoch', 'valid NDCG@10'], [*map(cells, s.rows)]
 
 # %% ../nbs/83_tables.ipynb #106bb2a1
 def levels(s: Section, metric: str) -> dict:
@@ -166,24 +166,18 @@ def group(s: Section, g: str, hits: dict, gains: dict) -> tuple: # what `levels`
     head = ['model', 'HR@10', '95 % HR@10', 'NDCG@10', '95 % NDCG@10', 'MRR@10']
     return f'{RANGE.get(g, g)}, {s.groups[g]:,} users', head, [cells(r) for r in rows]
 
-# %% ../nbs/83_tables.ipynb #8d6608d7
+# %% ../nbs/83_tables.ipynb #2715a2a5
 def thirds(s: Section, metric: str = 'NDCG@10') -> tuple:
     "The rows in three groups of equal size"
     ranked = [r for r in s.rows if r.ranks]
     groups = terciles(ranked[0].ranks[0])
     found = by_group({r.name: r.ranks for r in ranked}, metric, groups)
-    head = ['model', *(f"{g} ({next(iter(f.values()))['n']:,})" for g, f in found.items() if g != 'overall')]
+    cell = lambda v: f"{number(v['mean'])} [{span(v['interval'])}]"
+    head = ['model', *(f"{g} ({found[g][ranked[0].name]['n']:,})" for g in groups)]
     return f'{metric} in thirds of the users by length of history', head, [
-        [r.name, *(f"{number(found[g][r.name]['mean'])} [{span(found[g][r.name]['interval'])}]" for g in groups)]
-        for r in ranked]
+        [r.name, *(cell(found[g][r.name]) for g in groups)] for r in ranked]
 
-# %% ../nbs/83_tables.ipynb #28b8523f
-def percent(c: dict) -> str: # what `change` gives
-    "A change with its interval"
-    if c['percent'] is None: return '–'
-    sure = ' [{:+.1f}, {:+.1f}]'.format(*c['interval']) if c['interval'] else ' (no interval)'
-    return f"{c['percent']:+.1f} %{sure}"
-
+# %% ../nbs/83_tables.ipynb #717dc669
 def against(s: Section, metric: str = 'NDCG@10') -> tuple:
     "The change of every row against the base, in per cent"
     b = s.base

@@ -10,7 +10,7 @@ from seqrec_nb.data.sequences import Sequences
 from seqrec_nb.evaluate import ranks, rankings
 from seqrec_nb.metrics import averages, summary
 from seqrec_nb.models.base import MODELS, create
-from seqrec_nb.models.baselines import Cooccurrence, Markov, Popularity, pairs, rows_flat
+from seqrec_nb.models.baselines import Cooccurrence, Markov, Popularity, pairs
 
 ALL = [Popularity, Markov, Cooccurrence]
 
@@ -33,14 +33,14 @@ def slow_counts(split, V, lag):
 @pytest.mark.parametrize('lag', [1, 2, 5])
 def test_pairs_against_a_double_loop(data, lag):
     V = data.n_items + 1
-    key, n = pairs(*rows_flat(data.train), V, lag)
+    key, n = pairs(*data.train.flat(), V, lag)
     C = np.zeros(V * V); C[key] = n
     assert np.array_equal(C.reshape(V, V), slow_counts(data.train, V, lag))
 
 def test_rows_need_not_lie_end_to_end():
     d = table([1, 2, 3, 4, 5], [5, 4, 3, 2, 1])
     part = Split(d.seqs, 'train', np.array([1, 0]), np.array([6, 1]), np.array([8, 4]))
-    item, row = rows_flat(part)
+    item, row = part.flat()
     assert item.tolist() == [4, 3, 2, 3, 4] and row.tolist() == [0, 0, 1, 1, 1]
 
 def test_by_hand():
@@ -53,7 +53,7 @@ def test_by_hand():
         assert torch.allclose(row[1:] - 1e-9 * pop, torch.tensor(want).double(), rtol=0, atol=1e-15)
 
 def slow_cooccurrence(d, h, V):
-    pop = np.bincount(rows_flat(d.train)[0], minlength=V)
+    pop = np.bincount(d.train.flat()[0], minlength=V)
     C = sum(slow_counts(d.train, V, lag) / lag for lag in range(1, 6)) / np.sqrt(np.maximum(pop, 1))
     return sum(.7 ** a * C[i] for a, i in enumerate(h[::-1][:10]))
 

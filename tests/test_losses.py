@@ -2,7 +2,7 @@
 import math
 import pytest, torch
 import torch.nn.functional as F
-from seqrec_nb.core import Batch, Out, drawing, reseed
+from seqrec_nb.core import Batch, Out, drawing, reseed, rng
 from seqrec_nb.losses import BCE, BPR, GBCE, LOSSES, TINY, CrossEntropy, Negatives, SampledSoftmax, make_loss
 from seqrec_nb.models.base import SeqModel
 from seqrec_nb.models.sasrec import SASRec
@@ -184,6 +184,102 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="did you mean 'gbce'"): make_loss('gbse')
     with pytest.raises(ValueError, match='no negatives'): make_loss('ce', 5)
     assert make_loss('ss', 7).negatives.k == 7 and make_loss('bce').negatives.k == 1
+
+# hard negatives
+
+def pooled(N=40_000, known=((3, 5), 9), pool=(1, 3, 4, 7, 9, 11), V=15, k=2, exclude='window', seed=0, shared=False):
+    "Negatives of N positions of one row with a known history and target"
+    items, target = torch.tensor([known[0]]), torch.tensor([known[1]])
+    with drawing(seed): return Negatives(k, shared, exclude, pool=torch.tensor(pool))(
+        V, Batch(items, target), target.expand(N), torch.zeros(N, dtype=torch.long))
+
+@pytest.mark.parametrize('exclude, legal', [('window', [1, 4, 7, 11]), ('target', [1, 3, 4, 7, 11])])
+@pytest.mark.parametrize('k', [1, 2, 3, 4])
+def test_hard_negatives_are_distinct_and_uniform(exclude, legal, k):
+    "Every subset of k legal items of the pool has the same chance, so every item and every pair has"
+    ids, ok = pooled(exclude=exclude, k=k)
+    assert ok.all() and ids.shape == (40_000, k) and set(ids.flatten().tolist()) == set(legal)
+    assert (ids.sort(1).values.diff(dim=1) > 0).all()
+    if k < len(legal): # with k of k items the counts are exact, not random; distinct draws vary less by (n-k)/(n-1)
+        n, count = len(legal), torch.bincount(ids.flatten(), minlength=15)[legal].double()
+        stat = ((count - count.mean()) ** 2 / count.mean()).sum() * (n - 1) / (n - k)
+        assert abs(stat - (n - 1)) < 4 * math.sqrt(2 * (n - 1))
+    if k == 2:
+        code = ids.sort(1).values @ torch.tensor([15, 1])
+        pairs = [15 * a + b for i, a in enumerate(legal) for b in legal[i + 1:]]
+        assert abs(chi2(code, pairs)) < 4
+
+@pytest.mark.parametrize('one', [False, True], ids=['all', 'one'])
+@pytest.mark.parametrize('exclude', ['target', 'window'])
+def test_hard_negatives_of_a_batch(one, exclude):
+    "Row by row: from the pool and nothing known, or, where too few are left, uniform and legal"
+    _, _, b = case(V=30, B=12, L=9, one=one)
+    t, row = (b.target, torch.arange(12)) if one else (b.target[b.target > 0], (b.target > 0).nonzero()[:, 0])
+    pool, fell = torch.tensor([2, 29, 11, 7, 5, 23]), 0
+    for seed in range(20):
+        with drawing(seed): ids, ok = Negatives(5, exclude=exclude, pool=pool)(30, b, t, row)
+        assert ids.shape == ok.shape == (len(t), 5)
+        for n in range(len(t)):
+            known = {*b.items[row[n]].tolist(), *b.target[row[n]].reshape(-1).tolist()} if exclude == 'window' else {int(t[n])}
+            left = set(pool.tolist()) - known
+            if len(left) < 5: fell += 1; assert not set(ids[n, ok[n]].tolist()) & (known | {0})
+            else: assert ok[n].all() and len(set(ids[n].tolist())) == 5 and set(ids[n].tolist()) <= left
+    assert (fell > 0) == (exclude == 'window')
+
+def test_hard_negatives_fall_back_to_uniform():
+    "One legal item of the pool is left and two are asked for: as if there were no pool"
+    ids, ok = pooled(known=((1, 3, 4, 7, 9), 5), k=2)
+    legal = [i for i in range(1, 15) if i not in (1, 3, 4, 5, 7, 9)]
+    assert abs(chi2(ids[ok], legal)) < 4 and (ids[:, 0] == ids[:, 1]).any()
+    assert abs(ok.double().mean() - (1 - (6 / 14) ** 3)) < .01
+
+def test_hard_negatives_of_a_user_who_has_seen_everything():
+    ids, ok = pooled(N=50, known=(tuple(range(1, 15)), 14), k=3)
+    assert not ok.any() and ids.min() >= 1 and ids.max() < 15
+
+@pytest.mark.parametrize('exclude, out', [('window', {3, 5, 9}), ('target', {9})])
+def test_shared_hard_negatives(exclude, out):
+    "One draw for the batch; a position leaves out what it may not have"
+    seen = torch.zeros(15)
+    for seed in range(600):
+        ids, ok = pooled(N=3, k=4, seed=seed, shared=True, exclude=exclude)
+        assert ids.shape == (4,) and ok.shape == (3, 4) and len(set(ids.tolist())) == 4
+        assert [i in out for i in ids.tolist()] == (~ok[0]).tolist() and (ok == ok[0]).all()
+        seen[ids] += 1
+    assert set(seen.nonzero().flatten().tolist()) == {1, 3, 4, 7, 9, 11} and (seen[seen > 0] / 600 - 4 / 6).abs().max() < .08
+
+def test_without_a_pool_the_draws_are_as_before():
+    "Stored runs stay what they are: the first draw is one randint, redrawn where it collides"
+    _, _, b = case(V=20, B=6); t, row = b.target[b.target > 0], (b.target > 0).nonzero()[:, 0]
+    with drawing(3): want = torch.randint(1, 20, (15,), generator=rng())
+    for exclude in ('target', 'window'):
+        with drawing(3): assert torch.equal(Negatives(15, True, exclude)(20, b, t, row)[0], want)
+        with drawing(3): first, second = (torch.randint(1, 20, (len(t), 15), generator=rng()) for _ in range(2))
+        with drawing(3): ids, ok = Negatives(15, False, exclude, tries=1)(20, b, t, row)
+        assert torch.equal(ids, first)
+        with drawing(3): again, _ = Negatives(15, False, exclude, tries=2)(20, b, t, row)
+        assert torch.equal(again, torch.where(ok, first, second))
+
+@pytest.mark.parametrize('name', ['bce', 'bpr', 'ss', 'gbce'])
+def test_losses_with_a_pool(name):
+    "The pool reaches the loss; only its items and the targets have a gradient; a counter decides the draw"
+    h, E, b = case(); pool = [4, 8, 15, 16, 23, 30, 31, 32, 33, 35]
+    def at(*key):
+        with drawing(*key): return make_loss(name, 3, pool)(Plain(36, 6), Out(h, E), b)
+    x = at(0, 'step', 5); torch.rand(7)
+    assert torch.equal(x, at(0, 'step', 5)) and not torch.equal(x, at(0, 'step', 6)) and x.isfinite()
+    if name in ('ss', 'gbce'):
+        moved = set(torch.autograd.grad(x, E)[0].any(1).nonzero().flatten().tolist())
+        assert moved <= {*pool, *b.target[b.target > 0].tolist()}
+    assert make_loss(name, pool=torch.tensor(range(1, 300))).negatives.k == make_loss(name).negatives.k
+    assert make_loss(name).negatives.pool is None
+
+def test_bad_pools():
+    with pytest.raises(ValueError, match='no negatives'): make_loss('ce', pool=[1, 2])
+    with pytest.raises(ValueError, match='pool of 2 items cannot give 3'): make_loss('bpr', 3, [1, 2])
+    for pool in ([1, 1, 2], [0, 1, 2], [[1, 2]]):
+        with pytest.raises(ValueError, match='distinct item ids'): Negatives(1, pool=pool)
+    with pytest.raises(ValueError, match='unbiased'): SampledSoftmax(1, unbiased=True, pool=[1, 2])
 
 # formulas of the sampled losses
 

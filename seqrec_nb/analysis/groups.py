@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'BETTER', 'WORSE', 'first', 'per_user_means', 'quantile_groups', 'terciles', 'by_group', 'colour', 'tidy',
-           'draw_groups', 'legend', 'gaps', 'win_loss', 'draw_gaps', 'draw_win_loss', 'change', 'changes']
+           'draw_groups', 'gaps', 'win_loss', 'draw_gaps', 'draw_win_loss', 'change', 'changes', 'percent']
 
 # %% ../../nbs/72_analysis.groups.ipynb #406f3a80
 import numpy as np
@@ -64,7 +64,7 @@ def tidy(ax):
     ax.spines[['top', 'right']].set_visible(False)
     return ax
 
-# %% ../../nbs/72_analysis.groups.ipynb #b302a218
+# %% ../../nbs/72_analysis.groups.ipynb #550bc50c
 def draw_groups(
     ax,                      # matplotlib axes
     found: dict,             # what `by_group` gives
@@ -85,12 +85,7 @@ def draw_groups(
     ax.set_xticks(range(len(found)), [f'{g}\n{c:,} users' for g, c in zip(found, counts)])
     ax.tick_params(axis='x', length=0)
     ax.set(ylabel=f'{metric}, 95 % interval'); ax.set_ylim(bottom=0)
-    legend(tidy(ax), len(names))
-
-def legend(ax, n: int):
-    "A legend of n entries above the axes, in as few rows as fit"
-    ax.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=min(n, 4), frameon=False, fontsize=8,
-              handlelength=1.2, columnspacing=1.2, borderaxespad=.3)
+    tidy(ax)
 
 # %% ../../nbs/72_analysis.groups.ipynb #efd8dfd7
 def gaps(a, b, metric: str = 'NDCG@10') -> np.ndarray: # a, b: Ranks or lists of them
@@ -129,7 +124,7 @@ def draw_gaps(ax, d: np.ndarray, metric: str = 'NDCG@10'): # d (U,) differences 
     ax.text(50, 0, f'{100 * (d == 0).mean():.1f} % equal', color='.3', ha='center', va='bottom', fontsize=9)
     tidy(ax)
 
-# %% ../../nbs/72_analysis.groups.ipynb #a8ffacb7
+# %% ../../nbs/72_analysis.groups.ipynb #3c5bcd20
 def draw_win_loss(ax, found: dict): # what `win_loss` gives
     "Shares of users that are worse (left) and better (right), by group"
     found = {g: f for g, f in found.items() if f['count']}
@@ -138,7 +133,8 @@ def draw_win_loss(ax, found: dict): # what `win_loss` gives
         share = [100 * f[key] for f in found.values()]
         ax.barh(at, np.multiply(share, sign), .6, color=c)
         for y, s in zip(at, share):
-            ax.text(sign * (s + 3 * far), y, f'{s:.1f}', ha='left' if sign > 0 else 'right', va='center', fontsize=8)
+            side = 'left' if sign > 0 else 'right'
+            ax.text(sign * (s + 3 * far), y, f'{s:.1f}', ha=side, va='center', fontsize=8)
     ax.axvline(0, color='.2', lw=.8)
     ax.set_yticks(at, [f"{g}\n{f['count']:,} users" for g, f in found.items()])
     ax.tick_params(axis='y', length=0)
@@ -170,3 +166,10 @@ def changes(a, b, metric: str = 'NDCG@10', groups: dict = GROUPS) -> dict: # Ran
     same_question(first(a), first(b))
     x, y = per_user_means(a, metric), per_user_means(b, metric)
     return {g: change(x[m], y[m]) for g, m in members(first(a), groups).items()}
+
+# %% ../../nbs/72_analysis.groups.ipynb #92bc389c
+def percent(c: dict) -> str: # what `change` gives
+    "A change and its interval as text"
+    if c['percent'] is None: return '–'
+    sure = ' [{:+.1f}, {:+.1f}]'.format(*c['interval']) if c['interval'] else ' (no interval)'
+    return f"{c['percent']:+.1f} %{sure}"

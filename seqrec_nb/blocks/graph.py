@@ -56,14 +56,15 @@ def spmm(
     back = (value if twin is None else value[twin]).detach()
     return _spmm(ptr, col, value, back, x.to(value.dtype))
 
-# %% ../../nbs/24_blocks.graph.ipynb #439f7b0d
+# %% ../../nbs/24_blocks.graph.ipynb #29232064
 class Adjacency(nn.Module):
     "The matrix of a graph, as buffers that move with the model"
     def __init__(self, graph: ItemGraph, norm='weighted', weights='count', loops=True,
                  keep: bool = False): # in the state_dict, too
         super().__init__()
         if not isinstance(graph, ItemGraph):
-            raise TypeError(f'graph must be an ItemGraph, as item_graph(data) makes: got {type(graph).__name__}')
+            raise TypeError('graph must be an ItemGraph, as item_graph(data) makes: '
+                            f'got {type(graph).__name__}')
         (row, col), value = graph.adjacency(norm, weights, loops)
         V = graph.n_items + 1
         ptr = F.pad(torch.bincount(row, minlength=V).cumsum(0), (1, 0))

@@ -25,15 +25,17 @@ def prefix_lengths(b: Batch) -> Tensor:
     if b.length is None: return at.expand(b.items.shape)
     return at + (b.length - b.mask.sum(1))[:, None]       # and the items that the window has cut off
 
-# %% ../../nbs/32_models.hybrid.ipynb #73aedc8b
+# %% ../../nbs/32_models.hybrid.ipynb #5f357efc
 GNNS = ('lightgcn', 'gat')
 
-def make_gnn(gnn: str, graph, d_model: int, layers: int, norm: str) -> nn.Module:
+def make_gnn(gnn: str, graph, n_items: int, d_model: int, layers: int, norm: str) -> nn.Module:
     "An encoder that gives (V,D) item vectors; a module in the graph's place is taken as it is"
     if isinstance(graph, nn.Module): return graph
     if gnn not in GNNS: raise ValueError(unknown('gnn', gnn, GNNS))
     if not isinstance(graph, ItemGraph):
         raise TypeError('a graph model needs a graph: give it item_graph(data), or use from_data(data)')
+    if graph.n_items != n_items:
+        raise ValueError(f'a graph of {graph.n_items:,} items for a model of {n_items:,}')
     return LightGCN(graph, d_model, layers, norm) if gnn == 'lightgcn' else GAT(graph, d_model, layers)
 
 class OnGraph:
@@ -46,7 +48,7 @@ class OnGraph:
         "A model on the graph of the training histories"
         return (make or cls)(data.n_items, item_graph(data, graph_window, graph_min_count), **kw)
 
-# %% ../../nbs/32_models.hybrid.ipynb #dc676be6
+# %% ../../nbs/32_models.hybrid.ipynb #3e17435d
 @register_model
 class HybridSASRecGNN(OnGraph, SASRec):
     "SASRec whose items are a mixture of their own vectors and a graph's"
@@ -74,7 +76,7 @@ class HybridSASRecGNN(OnGraph, SASRec):
             if value not in ways: raise ValueError(unknown(name, value, ways))
         self.alpha_per, self.fusion_level, self.score_with = alpha_per, fusion_level, score_with
         self.causal, self.alpha_reg = alpha_per == 'position', alpha_reg
-        self.gnn = make_gnn(gnn, graph, self.d_model, gnn_layers, gnn_norm)
+        self.gnn = make_gnn(gnn, graph, n_items, self.d_model, gnn_layers, gnn_norm)
         self.project = nn.Linear(self.d_model, self.d_model)
         nn.init.xavier_normal_(self.project.weight); nn.init.zeros_(self.project.bias)
         self.fusion = make_fusion(fusion_type, fixed_alpha, L_short, L_long, alpha_min, alpha_max, monotone)
@@ -158,7 +160,7 @@ def hybrid_gat(n_items, graph=None, gnn: str = 'gat', **kw):
     "Graph attention in the place of LightGCN"
     return HybridSASRecGNN(n_items, graph, gnn=gnn, **kw)
 
-# %% ../../nbs/32_models.hybrid.ipynb #87e58ebd
+# %% ../../nbs/32_models.hybrid.ipynb #ec2bb4bf
 @register_model
 class GraphRec(OnGraph, SeqModel):
     "A history is a decayed mean of its items' graph vectors"
@@ -173,7 +175,8 @@ class GraphRec(OnGraph, SeqModel):
         super().__init__(n_items, None, max_len)
         if not 0 < decay <= 1: raise ValueError(f'decay must lie in (0, 1]: got {decay}')
         self.d_model, self.decay = d_model, decay
-        self.gnn, self.read = make_gnn(gnn, graph, d_model, gnn_layers, gnn_norm), nn.Linear(d_model, d_model)
+        self.gnn = make_gnn(gnn, graph, n_items, d_model, gnn_layers, gnn_norm)
+        self.read = nn.Linear(d_model, d_model)
     def table(self): return self.gnn()
     def body(self, x, b):
         at = torch.arange(x.shape[1], device=x.device)
