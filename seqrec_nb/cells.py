@@ -59,7 +59,7 @@ def kinds(model: str) -> dict: # a name in MODELS
     types = lambda note, default: {*(get_args(note) or (note,)), type(default)}
     return {k: types(*said_and_default) & {*PLAIN} for k, said_and_default in every.items()}
 
-# %% ../nbs/81b_cells.ipynb #8b48e9fc
+# %% ../nbs/81b_cells.ipynb #30aa834a
 def typed(value, wanted: set): # wanted: types
     "A value as a setting takes it, or ValueError"
     new = literal(value) if isinstance(value, str) else value.item() if hasattr(value, 'item') else value
@@ -67,7 +67,7 @@ def typed(value, wanted: set): # wanted: types
     if isinstance(value, str) and str in wanted: return value
     many = wanted & {tuple, list}
     if isinstance(new, str) and many: new = [literal(t.strip()) for t in new.strip('()[]').split(',') if t]
-    if isinstance(new, (list, tuple)) and many: return tuple(new)
+    if many and not wanted - many: return tuple(new) if isinstance(new, (list, tuple)) else (new,)
     if isinstance(new, float) and not math.isfinite(new): raise ValueError(f'{value} is not finite')
     if isinstance(new, float) and new.is_integer() and int in wanted: new = int(new)
     if type(new) is int and float in wanted: new = float(new)

@@ -118,7 +118,7 @@ def origin(e: Experiment, data: Dataset) -> dict:
     return {**same, **size, 'data': data.name, 'commit': commit(), 'identity': identity(e, data),
             'budget': {k: getattr(e, k) for k in BUDGET}}
 
-# %% ../nbs/80_experiment.ipynb #b23fb01c
+# %% ../nbs/80_experiment.ipynb #4437e901
 def run(e: Experiment,
         out=None,             # the run directory itself; None: runs/NAME
         resume: str = 'auto', # continue what is there; 'must': or fail; 'never': start afresh
@@ -149,6 +149,7 @@ def _run(e, out, resume, callbacks, testing):
     write_json(out/'experiment.json', e.to_dict())
     say(out, f'{e.name}: {data!r}, fingerprint {data.fingerprint[:12]}')
     model, t = build(e, data), None
+    if e.pretrain and not model.trainable: raise ValueError(f'{e.model} is counted: pretrain does not apply')
     if model.trainable: t = train(e, data, model, out, resume, callbacks)
     else: save(out/'best', dict(model=dict(model.state_dict())), dict(identity=identity(e, data), epoch=0))
     if not testing: return say(out, f'{e.name} is trained; the test rows were not touched')

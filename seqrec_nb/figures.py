@@ -6,9 +6,10 @@
 __all__ = ['FIGURES', 'drawn', 'colours', 'name_rows', 'groups_figure', 'win_loss_figure', 'fusions', 'borders', 'alpha_figure',
            'validation_figure', 'save_figures']
 
-# %% ../nbs/83b_figures.ipynb #73f327e8
+# %% ../nbs/83b_figures.ipynb #d562a13b
 import inspect
 from pathlib import Path
+from textwrap import fill
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -16,12 +17,11 @@ from safetensors import SafetensorError, safe_open
 from .callbacks import read_history
 from .blocks.fusion import make_fusion
 from .metrics import GROUPS
-from .report import shorten
 from .analysis.fusion import alpha_curve, draw_alpha
 from .analysis.groups import by_group, colour, draw_gaps, draw_groups, draw_win_loss, gaps
 from .analysis.groups import terciles, tidy, win_loss
 
-# %% ../nbs/83b_figures.ipynb #7dd46491
+# %% ../nbs/83b_figures.ipynb #49206049
 def drawn(s, most: int = 8) -> list: # s: a Section
     "The rows that figures show: the base first, then the best"
     others = [r for r in s.rows if r is not s.base]
@@ -34,17 +34,19 @@ def colours(s) -> dict:
 def name_rows(fig, ax, side: bool = False):
     "A legend with the labels of `ax` outside of the axes: above, or at the side"
     lines, labels = ax.get_legend_handles_labels()
-    labels = [shorten(l, 44) for l in labels]
-    columns = 1 if side else max(1, min(len(labels), int(110 // (max(map(len, labels)) + 6))))
+    longest = max(min(len(l), 50) for l in labels)
+    labels = [fill(l, 50) for l in labels]     # a long name is broken, not cut: its end may be what matters
+    columns = 1 if side else max(1, min(len(labels), int(110 // (longest + 6))))
     fig.legend(lines, labels, loc='outside right center' if side else 'outside upper left', ncols=columns,
                frameon=False, fontsize=8, handlelength=1.4, columnspacing=1.4)
 
-# %% ../nbs/83b_figures.ipynb #7d376b49
+# %% ../nbs/83b_figures.ipynb #a8ccf9df
 def groups_figure(s, metric: str = 'NDCG@10') -> Figure | None:
     "Bars by group and by thirds of the users; None if no run has its ranks"
     ranks = {r.name: r.ranks for r in drawn(s) if r.ranks}
     if not ranks: return None
-    fig = Figure((9, 3.2), layout='constrained')
+    names = sum(map(len, ranks))
+    fig = Figure((9, 3.2 + names / 500), layout='constrained')     # with room for the legend
     axs = fig.subplots(1, 2, sharey=True)
     for ax, groups in zip(axs, (GROUPS, terciles(next(iter(ranks.values()))[0]))):
         found = by_group(ranks, metric, groups)
@@ -54,7 +56,7 @@ def groups_figure(s, metric: str = 'NDCG@10') -> Figure | None:
     axs[0].set_xlabel('usual groups'); axs[1].set_xlabel('thirds of the users, by items in the history')
     return fig
 
-# %% ../nbs/83b_figures.ipynb #4842bfe1
+# %% ../nbs/83b_figures.ipynb #a135defa
 def win_loss_figure(s, metric: str = 'NDCG@10', most: int = 4) -> Figure | None:
     "For each of the best rows: its users sorted by their difference to the base, and shares by group"
     rows = [r for r in s.rows if r is not s.base and r.ranks][:most]
@@ -64,7 +66,7 @@ def win_loss_figure(s, metric: str = 'NDCG@10', most: int = 4) -> Figure | None:
     for (left, right), r in zip(axs, rows):
         draw_gaps(left, gaps(r.ranks, s.base.ranks, metric), metric)
         draw_win_loss(right, win_loss(r.ranks, s.base.ranks, metric))
-        left.set_title(shorten(f'{r.name} minus {s.base.name}', 70), fontsize=9, loc='left')
+        left.set_title(fill(f'{r.name} minus {s.base.name}', 60), fontsize=9, loc='left')
         widest = max(widest, right.get_xlim()[1])
     axs[0, 1].set_xlim(-widest, widest)
     for ax in axs[:-1].flat: ax.set_xlabel('')

@@ -29,11 +29,12 @@ def make_flag(name: str, annotation, default, help: str = '') -> Flag:
     else: of = kind
     return Flag(name, kind, of, default is None or type(None) in get_args(annotation), default, help or '')
 
-# %% ../nbs/89_flags.ipynb #c1fd2dab
+# %% ../nbs/89_flags.ipynb #cb63e336
 @cache
 def comments(f) -> dict: # a class or a function
     "{parameter or field: the comment beside it}"
     from fastcore.docments import docments
+    f = getattr(f, 'func', f)                          # a variant's from_data is partial
     try:
         if dataclasses.is_dataclass(f):
             return dict(reversed(re.findall(r'^ +(\w+) *:[^#\n]*# *(.+)$', inspect.getsource(f), flags=re.M)))

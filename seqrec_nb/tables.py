@@ -69,7 +69,7 @@ def together(runs: list) -> tuple[list, list]: # of Entry, finished and of one t
     entry = {r.path: r for r in kept.values()}
     return [Row(name, [entry[p] for p in paths]) for name, paths in rows_of(list(entry)).items()], copies
 
-# %% ../nbs/83_tables.ipynb #accf3151
+# %% ../nbs/83_tables.ipynb #a4c75ac1
 @dataclass
 class Section:
     "The rows of one task, the best NDCG@10 first"
@@ -85,8 +85,7 @@ class Section:
     @property
     def groups(self) -> dict:
         "{group: users}, 'overall' last"
-        found = {g: n for r in self.rows for g, n in r.groups.items()}
-        return dict(sorted(found.items(), key=lambda x: x[0] == 'overall'))
+        return dict(sorted((x for r in self.rows for x in r.groups.items()), key=lambda x: x[0] == 'overall'))
 
 # %% ../nbs/83_tables.ipynb #d4f1d2e6
 def load_ranks(section: Section):
@@ -101,16 +100,18 @@ def load_ranks(section: Section):
             row.ranks = []
             section.warnings.append(f'{row.name} is not compared user by user: {e}')
 
-# %% ../nbs/83_tables.ipynb #99606588
+# %% ../nbs/83_tables.ipynb #d83dc2d6
 def find_base(rows: list, base: str) -> Row | None: # rows: the best first
     "The row of the base model; of several, the one with the best validation"
-    return max((r for r in rows if base in (r.name, r.model)), key=lambda r: r.validation or -1., default=None)
+    of = (r for r in rows if base in (r.name, r.model))
+    return max(of, key=lambda r: r.validation or -1., default=None)
 
 def notes(section: Section, base: str):
     "Say what a reader of the section has to know"
     say = section.warnings.append
     if section.base is None: say(f'no finished run of {base}: no change in per cent')
     elif section.base.name != base: say(f'the base is {section.base.name}')
+    if empty := [g for g, n in section.groups.items() if not n]: say(f"nobody is in {', '.join(empty)}")
     trained = [r for row in section.rows for r in row.runs if r.metrics.get('stopped') != 'counted']
     epochs = sorted({r.settings.get('epochs') for r in trained} - {None})
     if len(epochs) > 1: say(f"budgets differ: at most {', '.join(map(str, epochs))} epochs")
@@ -132,7 +133,7 @@ def sections(found: list, base: str = 'sasrec') -> list: # found: Entry
         load_ranks(s); notes(s, base)
     return out
 
-# %% ../nbs/83_tables.ipynb #4c3ef4d5
+# %% ../nbs/83_tables.ipynb #ea51dcbc
 def overall(s: Section) -> tuple:
     "Every row's test metrics, best epoch and validation"
     names = [f'{m}@{k}' for m in ('HR', 'NDCG') for k in CUTS] + ['MRR@10']
@@ -142,7 +143,8 @@ def overall(s: Section) -> tuple:
         epoch = '–' if a['best_epoch'] is None else f"{a['best_epoch']:g}"
         shown = [number(r.metric(n)) for n in names]
         return [r.name, str(len(r.runs)), *shown, spread, epoch, number(r.validation)]
-    return 'All users', ['model', 'seeds', *names, 'sd NDCG@10', 'best epoch', 'valid NDCG@10'], [*map(cells, s.rows)]
+    head = ['model', 'seeds', *names, 'sd NDCG@10', 'best epoch', 'valid NDCG@10']
+    return 'All users', head, [cells(r) for r in s.rows]
 
 # %% ../nbs/83_tables.ipynb #106bb2a1
 def levels(s: Section, metric: str) -> dict:
@@ -218,7 +220,7 @@ def best(s: Section, metric: str = 'NDCG@10') -> tuple:
     head = ['group', 'best', metric, 'second', 'difference', '95 % users', '']
     return f'Best {metric} of each group', head, [cells(g, *x) for g, x in found.items()]
 
-# %% ../nbs/83_tables.ipynb #ea81d427
+# %% ../nbs/83_tables.ipynb #df90f8f8
 def alphas(s: Section) -> tuple:
     "Mean, spread over users and range of α, by group; means over seeds"
     def cell(r, g):
@@ -232,7 +234,7 @@ def alphas(s: Section) -> tuple:
 def tables(s: Section) -> dict:
     "{name: (heading, head, rows)} of everything that a section can say"
     both = [levels(s, m) for m in ('HR@10', 'NDCG@10')]
-    out = dict(overall=overall(s), **{f'group_{g}': group(s, g, *both) for g in s.groups})
+    out = dict(overall=overall(s), **{f'group_{g}': group(s, g, *both) for g, n in s.groups.items() if n})
     if any(r.ranks for r in s.rows): out['terciles'] = thirds(s)
     if s.base and len(s.rows) > 1:
         out.update({f'change_{m[:-3].lower()}': against(s, m) for m in ('HR@10', 'NDCG@10')})

@@ -59,7 +59,7 @@ def alone(board: Board):
         print(f'\n{job.title}, in {job.out}', flush=True)
         board.ended(job, *attempt(job), time.monotonic() - start, trained)
 
-# %% ../nbs/82c_workers.ipynb #6ea7df5e
+# %% ../nbs/82c_workers.ipynb #a7b2c99c
 class Orphaned(Callback):
     "Stops a worker when the process that started it has gone"
     def __init__(self): self.parent = os.getppid()
@@ -78,9 +78,9 @@ def worker(pipe):
     with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
         try:
             while True: pipe.send(attempt(pipe.recv(), [Orphaned()]))
-        except (EOFError, BrokenPipeError, Interrupted, KeyboardInterrupt): pass   # nobody asks any more
+        except (EOFError, OSError, Interrupted, KeyboardInterrupt): pass   # nobody asks any more
 
-# %% ../nbs/82c_workers.ipynb #33f202aa
+# %% ../nbs/82c_workers.ipynb #db9d144e
 class Crew:
     "At most so many workers, started when there is work for them"
     def __init__(self, workers: int): self.workers, self.busy, self.free = workers, {}, []
@@ -105,7 +105,7 @@ class Crew:
         for pipe in wait([*self.busy]):
             process, job, began, trained = self.busy.pop(pipe)
             try: how, why = pipe.recv(); self.free.append((pipe, process))
-            except EOFError: process.join(); how, why = 'failed', f'exit code {process.exitcode}'
+            except (EOFError, OSError): process.join(); how, why = 'failed', f'exit code {process.exitcode}'
             yield job, how, why, time.monotonic() - began, trained
     def stop(self):
         "Ask all to save and stop, and wait until they have"

@@ -6,15 +6,15 @@
 __all__ = ['GNNS', 'prefix_lengths', 'make_gnn', 'OnGraph', 'HybridSASRecGNN', 'hybrid_fixed', 'hybrid_discrete',
            'hybrid_learnable', 'hybrid_continuous', 'hybrid_piecewise', 'hybrid_gat', 'GraphRec', 'lightgcn']
 
-# %% ../../nbs/32_models.hybrid.ipynb #ad50f63a
+# %% ../../nbs/32_models.hybrid.ipynb #8bcf8107
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
 from ..core import Batch, unknown
-from ..data.graph import ItemGraph, item_graph
+from ..data.graph import NORMS, ItemGraph, item_graph
 from ..blocks.fusion import make_fusion
-from ..blocks.graph import GAT, LightGCN
+from ..blocks.graph import GAT, GraphTable, LightGCN
 from .base import SeqModel, register_model
 from .sasrec import SASRec
 
@@ -25,17 +25,18 @@ def prefix_lengths(b: Batch) -> Tensor:
     if b.length is None: return at.expand(b.items.shape)
     return at + (b.length - b.mask.sum(1))[:, None]       # and the items that the window has cut off
 
-# %% ../../nbs/32_models.hybrid.ipynb #5f357efc
+# %% ../../nbs/32_models.hybrid.ipynb #d737d8ce
 GNNS = ('lightgcn', 'gat')
 
 def make_gnn(gnn: str, graph, n_items: int, d_model: int, layers: int, norm: str) -> nn.Module:
-    "An encoder that gives (V,D) item vectors; a module in the graph's place is taken as it is"
-    if isinstance(graph, nn.Module): return graph
+    "An encoder that gives (V,D) item vectors; an encoder in the graph's place is taken as it is"
     if gnn not in GNNS: raise ValueError(unknown('gnn', gnn, GNNS))
-    if not isinstance(graph, ItemGraph):
+    if norm not in NORMS: raise ValueError(unknown('gnn_norm', norm, NORMS))
+    if not isinstance(graph, (ItemGraph, GraphTable)):
         raise TypeError('a graph model needs a graph: give it item_graph(data), or use from_data(data)')
-    if graph.n_items != n_items:
-        raise ValueError(f'a graph of {graph.n_items:,} items for a model of {n_items:,}')
+    n = graph.n_items if isinstance(graph, ItemGraph) else len(graph.item.weight) - 1
+    if n != n_items: raise ValueError(f'a graph of {n:,} items for a model of {n_items:,}')
+    if isinstance(graph, GraphTable): return graph
     return LightGCN(graph, d_model, layers, norm) if gnn == 'lightgcn' else GAT(graph, d_model, layers)
 
 class OnGraph:
@@ -48,7 +49,7 @@ class OnGraph:
         "A model on the graph of the training histories"
         return (make or cls)(data.n_items, item_graph(data, graph_window, graph_min_count), **kw)
 
-# %% ../../nbs/32_models.hybrid.ipynb #3e17435d
+# %% ../../nbs/32_models.hybrid.ipynb #63faa6d0
 @register_model
 class HybridSASRecGNN(OnGraph, SASRec):
     "SASRec whose items are a mixture of their own vectors and a graph's"
@@ -58,13 +59,13 @@ class HybridSASRecGNN(OnGraph, SASRec):
                  fixed_alpha: float = .5,       # weight of SASRec's vector, where fusion_type is fixed
                  L_short: int = 10,             # longest short history
                  L_long: int = 50,              # longest medium history
-                 alpha_min: float = .1,         # bounds of a learned weight
-                 alpha_max: float = .9,
+                 alpha_min: float = .1,         # a learned weight stays above
+                 alpha_max: float = .9,         # and below
                  monotone: bool = False,        # a learned weight never falls with the length
                  alpha_reg: float = .01,        # times the squared way of a learned weight from its start
                  alpha_per: str = 'position',   # or user: one weight for all positions, needs prefix samples
                  gnn: str = 'lightgcn',         # lightgcn or gat
-                 gnn_layers: int = 2,
+                 gnn_layers: int = 2,           # steps along the edges
                  gnn_norm: str = 'weighted',    # of lightgcn: weighted degrees, or legacy (the original's)
                  fusion_level: str = 'input',   # mix what the body reads, or its output
                  score_with: str = 'seq',       # score with SASRec's vectors, the gnn's, or the fused ones
@@ -78,10 +79,18 @@ class HybridSASRecGNN(OnGraph, SASRec):
         self.causal, self.alpha_reg = alpha_per == 'position', alpha_reg
         self.gnn = make_gnn(gnn, graph, n_items, self.d_model, gnn_layers, gnn_norm)
         self.project = nn.Linear(self.d_model, self.d_model)
-        nn.init.xavier_normal_(self.project.weight); nn.init.zeros_(self.project.bias)
+        self.start()
         self.fusion = make_fusion(fusion_type, fixed_alpha, L_short, L_long, alpha_min, alpha_max, monotone)
 
-# %% ../../nbs/32_models.hybrid.ipynb #cd72a654
+# %% ../../nbs/32_models.hybrid.ipynb #7c6f31e9
+@patch
+@torch.no_grad()
+def start(self: HybridSASRecGNN):
+    "Initial weights of the projection: both tables have the same norm"
+    nn.init.xavier_normal_(self.project.weight); nn.init.zeros_(self.project.bias)
+    G = self.project(self.gnn()[1:])
+    self.project.weight.mul_(self.item.weight.norm() / G.norm())
+
 @patch
 def table(self: HybridSASRecGNN) -> Tensor:
     "(V,2D): each item's own vector and the graph's"
@@ -160,7 +169,7 @@ def hybrid_gat(n_items, graph=None, gnn: str = 'gat', **kw):
     "Graph attention in the place of LightGCN"
     return HybridSASRecGNN(n_items, graph, gnn=gnn, **kw)
 
-# %% ../../nbs/32_models.hybrid.ipynb #ec2bb4bf
+# %% ../../nbs/32_models.hybrid.ipynb #b002b44a
 @register_model
 class GraphRec(OnGraph, SeqModel):
     "A history is a decayed mean of its items' graph vectors"
@@ -169,7 +178,7 @@ class GraphRec(OnGraph, SeqModel):
                  d_model: int = 64,          # D: width of all vectors
                  max_len: int = 200,         # L: items of context
                  gnn: str = 'lightgcn',      # lightgcn or gat
-                 gnn_layers: int = 2,
+                 gnn_layers: int = 2,        # steps along the edges
                  gnn_norm: str = 'weighted', # of lightgcn: weighted degrees, or legacy (the original's)
                  decay: float = .7):         # weight of an item, relative to the next
         super().__init__(n_items, None, max_len)
