@@ -16,11 +16,9 @@ library's HybridSASRecGNN with norm='post', d_inner=256, max_len=50, alpha_per='
 weights). The last two rungs change several things at once, and say which. An epoch shows every target once on rungs 0 to 4b; on 4b
 and 5 it has so few steps that epochs, patience and the time between validations are four times as large.
 """
-import argparse, json, sys
-from concurrent.futures import ProcessPoolExecutor
+import argparse, json, signal, subprocess, sys, time
 from dataclasses import dataclass, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 import numpy as np, torch
@@ -34,7 +32,7 @@ from seqrec_nb.blocks.graph import LightGCN
 from seqrec_nb.data import EvalLoader
 from seqrec_nb.data.graph import item_graph
 from seqrec_nb.evaluate import rankings
-from seqrec_nb.experiment import Interrupted, load_run, read_metrics, run
+from seqrec_nb.experiment import Interrupted, is_finished, load_run, read_metrics, run
 from seqrec_nb.files import write_json
 from seqrec_nb.metrics import GROUPS, Ranks, describe, members
 from seqrec_nb.models.base import SeqModel, register_model
@@ -191,6 +189,11 @@ def jobs(a) -> dict:
                 found[r.key, graph, seed] = Job(a.out/f'{name}-s{seed}', {**s, **budget, **where, 'name': f'ladder-{name}-s{seed}'})
     return found
 
+def is_done(job: Job) -> bool:
+    "Is there nothing left to do?"
+    e = Experiment(**job.settings)
+    return (job.out/'unmasked.npz').exists() and is_finished(e, get_data(e), job.out)
+
 def work(job: Job):
     "Train and test a run, unless that is done; then rank its test users once more, this time among all items"
     out = run(Experiment(**job.settings), job.out)
@@ -201,8 +204,23 @@ def work(job: Job):
     rankings(model, EvalLoader(data.test, e.max_len, device=device))['unmasked'].save(file)
 
 def work_all(todo: list, workers: int):
+    "Some runs at a time, each a process of its own; who stops this one stops them, and they save first"
     if workers < 2: return [work(j) for j in todo]
-    with ProcessPoolExecutor(workers, get_context('spawn')) as pool: list(pool.map(work, todo))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    todo, live, failed = [j for j in todo if not is_done(j)][::-1], [], []
+    start = lambda j: subprocess.Popen([sys.executable, __file__, '--job', json.dumps([str(j.out), j.settings])])
+    try:
+        while todo or live:
+            while todo and len(live) < workers: live.append(start(todo.pop()))
+            time.sleep(.2)
+            failed += [p.returncode for p in live if p.poll()]
+            live = [p for p in live if p.returncode is None]
+            if 75 in failed: raise Interrupted('a run was interrupted; everything is saved')
+    finally:
+        for p in live: p.terminate()
+        for p in live: p.wait()
+        signal.signal(signal.SIGTERM, before)
+    if failed: sys.exit(f'{len(failed)} runs failed; the others are done')
 
 # ---- results ----
 
@@ -300,6 +318,7 @@ def arguments(given=None):
     p.add_argument('--epochs', type=int, default=50); p.add_argument('--patience', type=int, default=10)
     p.add_argument('--workers', type=int, default=1, help='runs at a time'); p.add_argument('--threads', type=int, default=1)
     p.add_argument('--device', default='auto'); p.add_argument('--max-users', type=int)
+    p.add_argument('--job', type=json.loads, help=argparse.SUPPRESS)
     p.add_argument('--table', action='store_true', help='only print what OUT/ladder.json says')
     a = p.parse_args(given)
     a.out = a.out or Path('runs')/('ladder' if a.data == 'ml-100k' else f'ladder-{Path(a.data).stem}')
@@ -309,10 +328,11 @@ def arguments(given=None):
 
 def main(given=None):
     a = arguments(given)
+    todo = [Job(Path(a.job[0]), a.job[1])] if a.job else [] if a.table else [*{j.out: j for j in jobs(a).values()}.values()]
+    try: work_all(todo, a.workers)
+    except Interrupted as e: print(e); sys.exit(75)
+    if a.job: return
     if not a.table:
-        todo = jobs(a)
-        try: work_all([*{j.out: j for j in todo.values()}.values()], a.workers)
-        except Interrupted as e: print(e); sys.exit(75)
         write_json(a.out/'ladder.json', report(a))
     print(text(json.loads((a.out/'ladder.json').read_text(encoding='utf-8'))))
 

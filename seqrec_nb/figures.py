@@ -21,7 +21,7 @@ from .analysis.fusion import alpha_curve, draw_alpha
 from .analysis.groups import by_group, colour, draw_gaps, draw_groups, draw_win_loss, gaps
 from .analysis.groups import terciles, tidy, win_loss
 
-# %% ../nbs/83b_figures.ipynb #49206049
+# %% ../nbs/83b_figures.ipynb #aad2605e
 def drawn(s, most: int = 8) -> list: # s: a Section
     "The rows that figures show: the base first, then the best"
     others = [r for r in s.rows if r is not s.base]
@@ -36,7 +36,7 @@ def name_rows(fig, ax, side: bool = False):
     lines, labels = ax.get_legend_handles_labels()
     longest = max(min(len(l), 50) for l in labels)
     labels = [fill(l, 50) for l in labels]     # a long name is broken, not cut: its end may be what matters
-    columns = 1 if side else max(1, min(len(labels), int(110 // (longest + 6))))
+    columns = 1 if side else max(1, min(len(labels), 130 // (longest + 8)))
     fig.legend(lines, labels, loc='outside right center' if side else 'outside upper left', ncols=columns,
                frameon=False, fontsize=8, handlelength=1.4, columnspacing=1.4)
 

@@ -46,14 +46,13 @@ def metric(self: Row, name: str = 'NDCG@10', group: str = None) -> float | None:
           for r in self.runs]
     return mean(m.get(name) for m in of)
 
-# %% ../nbs/83_tables.ipynb #8a853a43
+# %% ../nbs/83_tables.ipynb #0ca19645
 @patch
 def average(self: Row) -> dict:
     "The row's means in the shape of metrics.json"
-    tests = [r.metrics['test_metrics'] for r in self.runs]
     epoch = mean(r.metrics.get('best_epoch') for r in self.runs)
     if len(self.runs) == 1 and epoch is not None: epoch = int(epoch)
-    metrics = lambda g: {k: self.metric(k, g) for k in tests[0]}
+    metrics = lambda g: {k: self.metric(k, g) for k in self.runs[0].metrics['test_metrics']}
     return dict(test_metrics=metrics(None), best_epoch=epoch,
                 valid_metrics={'NDCG@10': self.validation},
                 grouped_metrics={g: {**metrics(g), 'count': n} for g, n in self.groups.items()})
@@ -220,16 +219,16 @@ def best(s: Section, metric: str = 'NDCG@10') -> tuple:
     head = ['group', 'best', metric, 'second', 'difference', '95 % users', '']
     return f'Best {metric} of each group', head, [cells(g, *x) for g, x in found.items()]
 
-# %% ../nbs/83_tables.ipynb #df90f8f8
+# %% ../nbs/83_tables.ipynb #99e2dde2
 def alphas(s: Section) -> tuple:
     "Mean, spread over users and range of α, by group; means over seeds"
     def cell(r, g):
         x = [m['alpha_stats'].get(g, {}) for m in (q.metrics for q in r.runs) if m.get('alpha_stats')]
         x = {k: mean(q.get(k) for q in x) for k in ('mean', 'std', 'min', 'max')}
         return '–' if x['mean'] is None else '{mean:.3f} ± {std:.3f} ({min:.3f}–{max:.3f})'.format(**x)
-    with_alpha = [r for r in s.rows if r.runs[0].metrics.get('alpha_stats')]
     return ('α, the weight of SASRec\'s vectors: mean ± sd over users (range)', ['model', *s.groups],
-            [[r.name, *(cell(r, g) for g in s.groups)] for r in with_alpha])
+            [[r.name, *(cell(r, g) for g in s.groups)]
+             for r in s.rows if r.runs[0].metrics.get('alpha_stats')])
 
 def tables(s: Section) -> dict:
     "{name: (heading, head, rows)} of everything that a section can say"

@@ -47,7 +47,7 @@ def blame(model, loss, step: int, batch: int, parts) -> str:
     return (f'step {step} (batch {batch} of its epoch, users {shown}): {what}. The update was not applied: '
             f'the weights are those after {step} steps')
 
-# %% ../nbs/50_train.ipynb #27e995dc
+# %% ../nbs/50_train.ipynb #030fe272
 class Trainer:
     "Trains a model on a loader's steps"
     def __init__(self, model, loader, loss,
@@ -70,8 +70,7 @@ class Trainer:
         self.pool = Pool(threads, loader.parts)
         self.look_every = 1 if self.device.type == 'cpu' else 50   # steps between looks at the device's flag
         self.epoch = self.step = self.step_in_epoch = self.epochs = 0
-        self.stop = self.error = None; self.record = {}
-        self._reset()
+        self.stop = self.error = None; self.record = {}; self._reset()
     def _reset(self):
         self.targets, self.seconds = 0, 0.
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -123,13 +122,13 @@ def backward(t: Trainer, parts):
     (loss if t.scaler is None else t.scaler.scale(loss)).backward()
     return loss.detach(), n
 
-# %% ../nbs/50_train.ipynb #e7da32de
+# %% ../nbs/50_train.ipynb #54ef4427
 def backward_threads(t: Trainer, parts, n: int, E):
     "`backward` with the parts shared among threads"
     leaf = E.detach().requires_grad_(E.requires_grad)
-    ends = [*t.params, *[leaf] * leaf.requires_grad]
     def work(which):
         loss = share(t, parts, which, n, leaf)
+        ends = [*t.params, *[leaf] * leaf.requires_grad]
         return loss.detach(), torch.autograd.grad(loss, ends, allow_unused=True)
     losses, grads = zip(*t.pool.map(work, [b.items.numel() for b in parts]))
     grads = [added(g) for g in zip(*grads)]
@@ -140,8 +139,8 @@ def backward_threads(t: Trainer, parts, n: int, E):
 
 def added(grads):
     "The sum of those that are there"
-    grads = [g for g in grads if g is not None]
-    return sum(grads[1:], grads[0]) if grads else None
+    there = [g for g in grads if g is not None]
+    return sum(there[1:], there[0]) if there else None
 
 # %% ../nbs/50_train.ipynb #ec27e74d
 def update(t: Trainer, loss):

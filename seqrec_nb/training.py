@@ -59,7 +59,7 @@ def loss_of(e: Experiment, data: Dataset, device):
     "The loss that an experiment names"
     return make_loss(e.loss, e.negatives, popular(data, e.hard).to(device) if e.hard else None)
 
-# %% ../nbs/79b_training.ipynb #bbbda2a3
+# %% ../nbs/79b_training.ipynb #ab90d618
 def train(e: Experiment, data: Dataset, model: SeqModel, out: Path, resume: str, callbacks=()) -> Trainer:
     "Train until the best epoch is known: `best/` holds its weights"
     fit, valid, _ = loaders(e, data, model, pick_device(e.device))
@@ -79,4 +79,5 @@ def train(e: Experiment, data: Dataset, model: SeqModel, out: Path, resume: str,
 def first_stage(e: Experiment, model: SeqModel, fit, out: Path):
     "Pre-train a hybrid's graph and freeze it; only freeze it where a checkpoint has its vectors already"
     losses = pretrain_graph(model, fit, 0 if exists(out/'last') else e.pretrain, e.lr, e.seed)
-    if losses: say(out, f'the graph alone, {len(losses)} epochs of BPR: loss {losses[0]:.4f} → {losses[-1]:.4f}')
+    change = f'loss {losses[0]:.4f} → {losses[-1]:.4f}' if losses else ''
+    if losses: say(out, f'the graph alone, {len(losses)} epochs of BPR: {change}')

@@ -21,9 +21,9 @@ def _each(begin, end, step=1):
     k = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     return end[row] - k * step, row
 
-# %% ../../nbs/13_data.loader.ipynb #70f39f18
+# %% ../../nbs/13_data.loader.ipynb #7a0d4685
 def targets_at(split: Split, samples: str = 'all', window: str = 'last', max_len: int = 200):
-    "Table positions of the last targets of all training samples (cloze: one past), and the split's row of each"
+    "Table positions of the samples' last targets (cloze: one past), and the split's row of each"
     if samples not in SAMPLES: raise ValueError(unknown('kind of samples', samples, SAMPLES))
     if window not in WINDOWS: raise ValueError(unknown('window', window, WINDOWS))
     if samples != 'all' and window != 'last':
@@ -121,13 +121,13 @@ def padding(n, blocks) -> float:
     "Cells computed per real token when the blocks are padded to their longest rows"
     return sum(int(n[b].max()) * len(b) for step in blocks for b in step) / max(1, int(n.sum()))
 
-# %% ../../nbs/13_data.loader.ipynb #b3fb9591
+# %% ../../nbs/13_data.loader.ipynb #faf08584
 class Loader(Windows):
     "Training samples of a split, dealt in steps"
     def __init__(self, split: Split,    # normally `data.train`
                  max_len: int = 200,    # L: items of context at most
                  batch_size: int = 128, # rows of a step at most
-                 samples: str = 'all',  # targets: all positions, one a prefix, only the last, or hidden (cloze)
+                 samples: str = 'all',  # targets: all positions, one a prefix, the last, or hidden ones
                  window: str = 'last',  # part of a long history: its last, a random one, or every one in turn
                  parts: int = None,     # batches of similar lengths in a step; None: chosen from the lengths
                  seed: int = 0, device='cpu', time: bool = False,

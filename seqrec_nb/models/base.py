@@ -66,7 +66,7 @@ def forward(self: SeqModel, b: Batch, E: Tensor = None) -> Out:
     h, aux = h if isinstance(h, tuple) else (h, None)
     return Out(h, self.output_table(E), aux)
 
-# %% ../../nbs/30_models.base.ipynb #b097e7ba
+# %% ../../nbs/30_models.base.ipynb #be0d5fa1
 @patch
 def scores(self: SeqModel, b: Batch, E: Tensor = None) -> Tensor:
     "(B,V) scores of every id after each row's last item; column 0 (padding) means nothing"
@@ -77,8 +77,7 @@ def scores(self: SeqModel, b: Batch, E: Tensor = None) -> Tensor:
 @torch.inference_mode()
 def predict(self: SeqModel, b: Batch, k: int = 10, E: Tensor = None) -> Tensor:
     "(B,k) the best ids that are not in the window, best first; 0 where none is left"
-    training = self.training
-    self.eval()
+    training = self.training; self.eval()
     try: s = self.scores(b, E).scatter(1, b.items, -torch.inf)
     finally: self.train(training)
     best = s[:, 1:].topk(min(k, self.n_items), 1)
@@ -89,14 +88,13 @@ def lineage(f) -> list:
     "A maker of models, and those to whom it hands its other arguments"
     return [f, *(lineage(f.of) if 'of' in vars(f) else ())]
 
-# %% ../../nbs/30_models.base.ipynb #13f1d63e
+# %% ../../nbs/30_models.base.ipynb #60dccf27
 MODELS = {}
 
 def register_model(f=None, of=None): # of: the class whose variant f is
     "Make a class or a variant function available to `create`, the command line and experiments"
     if f is None: return partial(register_model, of=of)
-    name = f.__name__.lower()
-    # a notebook may define a model again
+    name = f.__name__.lower()                          # which a notebook may define again
     if name in MODELS and '__main__' != f.__module__ != MODELS[name].__module__:
         raise ValueError(f'a model named {name!r} is registered already, by {MODELS[name].__module__}')
     MODELS[name] = f
@@ -124,13 +122,12 @@ def settings(f) -> dict:
     "`arguments`, and what `from_data` takes beside them"
     return {**(named(f.from_data) if hasattr(f, 'from_data') else {}), **arguments(f)}
 
-# %% ../../nbs/30_models.base.ipynb #1bc1ecfc
+# %% ../../nbs/30_models.base.ipynb #3c2f8d8f
 def create(name: str, n_items, **kw) -> SeqModel:
     "A registered model by name: `create('sasrec', 3416, d_model=128)`"
     f = model_class(name)
-    for k in kw:
-        if k not in {*arguments(f), 'graph'}:
-            raise TypeError(f'{name}: ' + unknown('argument', k, arguments(f)))
+    for k in kw.keys() - arguments(f).keys() - {'graph'}:
+        raise TypeError(f'{name}: ' + unknown('argument', k, arguments(f)))
     return f(n_items, **kw)
 
 # %% ../../nbs/30_models.base.ipynb #8d48903c
