@@ -5,14 +5,18 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_all.ipynb #7a91ffd6
+# %% ../nbs/99_all.ipynb #24eea91a
 from .core import Batch, Out, fold, generator, reseed
 from .device import pick_device, tune_allocator
 from .data import SOURCES, PROTOCOLS, DataError, Dataset, EvalLoader, Interactions, Loader, Protocol
 from .data import Sequences, Split, cut_date, find, leave_one_out, load, synthetic, to_sequences
+from .data import ItemGraph, item_graph
 from .blocks.attention import FeedForward, SelfAttention, TransformerBlock
 from .blocks.dropout import Dropout
+from .blocks.fusion import FUSIONS, make_fusion
+from .blocks.graph import GAT, LightGCN
 from .models import MODELS, Cooccurrence, Markov, Popularity, SASRec, SeqModel
+from .models import BERT4Rec, Caser, GraphRec, GRU4Rec, HybridSASRecGNN
 from .models import check_model, create, register_model
 from .losses import BCE, BPR, GBCE, LOSSES, CrossEntropy, SampledSoftmax
 from .train import Callback, NonFinite, Trainer
@@ -21,6 +25,7 @@ from .checkpoint import Checkpoint
 from .metrics import GROUPS, Ranks, averages, hr, mrr, ndcg, paired, summary
 from .evaluate import ranks
 from .experiment import Experiment, run
+from .compare import compare
 
 # %% ../nbs/99_all.ipynb #ec595ba6
 __all__ = [o for o in dir() if not o.startswith('_')]

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'resume_line', 'train', 'examine', 'data', 'evaluate', 'runs', 'doctor', 'usage', 'command', 'main']
 
-# %% ../nbs/90_cli.ipynb #d8a70861
+# %% ../nbs/90_cli.ipynb #9b3e0a40
 import shlex, sys, traceback
 from pathlib import Path
 from .arguments import experiment, train_arguments
+from .commands import analyze, compare, grid
 from .flags import Parser, UsageError, dashed
 
 # %% ../nbs/90_cli.ipynb #bcb87719
@@ -101,8 +102,8 @@ def doctor(argv: list) -> int:
     print(as_text(examine()))
     return 0
 
-# %% ../nbs/90_cli.ipynb #4f7649fc
-COMMANDS = {f.__name__: f for f in (train, data, evaluate, runs, doctor)}
+# %% ../nbs/90_cli.ipynb #88c2becc
+COMMANDS = {f.__name__: f for f in (train, grid, compare, analyze, runs, evaluate, data, doctor)}
 
 def usage() -> str:
     "What `seqrec --help` prints"

@@ -256,7 +256,7 @@ def test_ctrl_c_says_how_to_continue(here, monkeypatch, capsys):
     assert grid(['s.csv', '--only', 'a']) == 75
     assert 'continue with: seqrec grid s.csv --only a' in capsys.readouterr().err
 
-LONG = TABLE.replace(',2,0,0-1,', ',40,0,0-1,')
+LONG = TABLE.replace(',2,0,0-1,', ',12,0,0,')
 CLI = 'import sys; from seqrec_nb.commands import grid\nif __name__ == "__main__": sys.exit(grid(sys.argv[1:]))'
 
 def wait_for(test, seconds=300):
@@ -276,14 +276,14 @@ def test_stopped_with_workers_and_continued(here, tmp_path_factory):
     p.send_signal(signal.SIGTERM)
     out, err = p.communicate(timeout=120)
     assert p.returncode == 75 and 'continue with: seqrec grid long.csv --workers 2' in err and 'Traceback' not in err, err
-    assert 'epoch 1/40' not in out
+    assert 'epoch 1/12' not in out
     plan = Plan(read_table('long.csv'), 'runs/long')
     assert all(state(j) != 'running' for r in plan.rows for j in plan.candidates(r)), 'a worker is left'
     done = {f: stamps(f) for f in Path('runs/long').glob('*-s*') if (f/'metrics.json').exists()}
     assert work(plan) == {} and open_jobs(plan) == []
     assert all(stamps(f) == s for f, s in done.items())
     whole = Plan(read_table('long.csv'), 'whole'); work(whole)
-    assert bits('runs/long') == bits('whole') and len(bits('whole')) == 6
+    assert bits('runs/long') == bits('whole') and len(bits('whole')) == 4
 
 def test_a_worker_that_dies_costs_one_run(here, capsys):
     (here/'s.csv').write_text(SHORT)
