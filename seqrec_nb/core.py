@@ -16,13 +16,12 @@ from typing import Iterable, NamedTuple
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #7689f728
+# %% ../nbs/00_core.ipynb #0b661a9d
 @dataclass
 class Batch:
     "Rows of histories, oldest item first, right-padded with 0"
     items: Tensor                # (B,L) item ids
-    target: Tensor | None = None # (B,L) ids to predict after each position, 0: none; or (B,) after the last; or
-                                 # (B,L) the ids that a cloze row hides, at their own positions
+    target: Tensor | None = None # (B,L) ids to predict after each position (cloze: at it), 0: none; or (B,)
     user: Tensor | None = None   # (B,) user index
     length: Tensor | None = None # (B,) true history length, before any cut to L
     time: Tensor | None = None   # (B,L+1) seconds; column i+1 is when item i+1 happened

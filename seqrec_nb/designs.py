@@ -79,3 +79,57 @@ hybrid_continuous,hybrid_continuous,ml-100k,P-seed,60,12,2,32,.001,ce,.3|.5,0-4
 hybrid_piecewise,hybrid_piecewise,ml-100k,P-seed,60,12,2,32,.001,ce,.3|.5,0-4
 hybrid_gat,hybrid_gat,ml-100k,P-seed,60,12,2,32,.001,ce,.3|.5,0-4
 '''
+
+# %% ../nbs/81c_designs.ipynb #aa9234ae
+TABLES['hybrid-1m'] = '''\
+# The same question on MovieLens 1M, ratings >= 4
+name,model,data,protocol,seeds,epochs,patience,eval_every,batch_size,lr,loss,dropout
+sasrec,sasrec,ml-1m,P-seed,0-4,50,10,2,64,.001,ce,.2
+hybrid_fixed,hybrid_fixed,ml-1m,P-seed,0-4,50,10,2,64,.001,ce,.2
+hybrid_discrete,hybrid_discrete,ml-1m,P-seed,0-4,50,10,2,64,.001,ce,.2
+hybrid_learnable,hybrid_learnable,ml-1m,P-seed,0-4,50,10,2,64,.001,ce,.2
+hybrid_continuous,hybrid_continuous,ml-1m,P-seed,0-4,50,10,2,64,.001,ce,.2
+hybrid_piecewise,hybrid_piecewise,ml-1m,P-seed,0-4,50,10,2,64,.001,ce,.2
+hybrid_gat,hybrid_gat,ml-1m,P-seed,0-4,50,10,2,64,.001,ce,.2
+'''
+
+# %% ../nbs/81c_designs.ipynb #81f6f7c3
+TABLES['ablation'] = '''\
+# Which part of the hybrid matters? One setting at a time (requirement 004, rounds 1 to 3)
+name,model,data,protocol,seeds,epochs,patience,eval_every,batch_size,lr,loss,dropout,fixed_alpha,gnn_layers,gnn_norm,fusion_type,fusion_level,score_with,pretrain
+hybrid_fixed,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,,,,,,
+alpha_.3,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,.3,,,,,,
+alpha_.4,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,.4,,,,,,
+alpha_.6,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,.6,,,,,,
+alpha_.7,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,.7,,,,,,
+layers_1,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,1,,,,,
+layers_3,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,3,,,,,
+layers_4,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,4,,,,,
+two_stage,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,,,,,,10
+legacy_graph,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,,legacy,,,,
+learnable_original,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,,,learnable_original,,,
+continuous_original,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,,,continuous_original,,,
+fused_scores,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,,,,,fused,
+output_level,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,,,,output,,
+'''
+
+# %% ../nbs/81c_designs.ipynb #3cad6b0e
+TABLES['strategies'] = '''\
+# Do more or harder negatives help? (requirement 004, round 3)
+name,model,data,protocol,seeds,epochs,patience,eval_every,batch_size,lr,loss,dropout,negatives,hard
+sasrec_bpr1,sasrec,ml-100k,P-seed,0-4,60,12,2,32,.001,bpr,.5,1,0
+hybrid_bpr1,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,bpr,.5,1,0
+hybrid_bpr4,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,bpr,.5,4,0
+hybrid_hard4,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,bpr,.5,4,100
+'''
+
+# %% ../nbs/81c_designs.ipynb #040d7f78
+TABLES['neural'] = '''\
+# SASRec beside other neural models, and the graph alone
+name,model,data,protocol,seeds,epochs,patience,eval_every,batch_size,lr,loss,dropout
+sasrec,sasrec,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5
+gru4rec,gru4rec,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5
+caser,caser,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5
+bert4rec,bert4rec,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5
+lightgcn,lightgcn,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,
+'''

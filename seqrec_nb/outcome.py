@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'finished', 'by_task', 'meant', 'places', 'section', 'task_text', 'outcome', 'peeks', 'row_result', 'results',
-           'save_results']
+           'missing', 'save_results']
 
 # %% ../nbs/84_outcome.ipynb #36f341be
 from pathlib import Path
@@ -85,7 +85,7 @@ def peeks(plan: Plan) -> list[str]:
         if extra: out.append(f"{r.name}: other candidates than the winner were tested: {', '.join(extra)}")
     return out
 
-# %% ../nbs/84_outcome.ipynb #dc6cdbad
+# %% ../nbs/84_outcome.ipynb #a2ddb10e
 def row_result(plan: Plan, row, jobs: list) -> dict: # row: of the table
     "A row's settings, choice and means"
     tried = read_json(plan.out/f'{row.name}.candidates.json') if row.axes else {}
@@ -106,7 +106,13 @@ def results(plan: Plan, metric: str = 'NDCG@10') -> dict:
         given = {r.name: row_result(plan, r, rows[r.name]) for r in plan.rows if r.name in rows}
         out.append(dict(zip(('data', 'protocol', 'fingerprint'), task), rows=given, comparison=c))
     return dict(table=plan.table.name, asks=plan.table.note, warnings=plan.table.warnings + peeks(plan),
-                commit=commit(), tasks=out)
+                missing=missing(plan, found), commit=commit(), tasks=out)
+
+def missing(plan: Plan, found: dict) -> dict: # found: what `finished` gives
+    "{row: seeds that have no result}"
+    have = {n: {j.e.seed for j in jobs} for n, jobs in found.items()}
+    left = {r.name: [s for s in r.seeds if s not in have.get(r.name, ())] for r in plan.rows}
+    return {n: seeds for n, seeds in left.items() if seeds}
 
 def save_results(plan: Plan, metric: str = 'NDCG@10') -> list[Path]:
     "Write results.json and results.md of a grid; returns the files"
