@@ -11,7 +11,7 @@ from .losses import BPR
 from .models.hybrid import GraphRec
 from .train import Callback, Trainer
 
-# %% ../nbs/53_pretrain.ipynb #b9d9c3fc
+# %% ../nbs/53_pretrain.ipynb #a7903d12
 class Losses(Callback):
     "Keeps the loss of every epoch"
     def on_fit_start(self, t): self.losses = []
@@ -30,5 +30,6 @@ def pretrain_graph(
     reseed(seed, 'pretrain')
     alone, kept = GraphRec(model.n_items, model.gnn, model.d_model, model.max_len), Losses()
     Trainer(alone, loader, BPR(), lr, seed=seed, callbacks=[kept]).fit(epochs)
+    if epochs: model.balance()
     model.freeze_graph()
     return kept.losses

@@ -59,20 +59,20 @@ def check_ways(**given: str):
     for name, value in given.items():
         if value not in WAYS[name]: raise ValueError(unknown(name, value, WAYS[name]))
 
-# %% ../../nbs/32_models.hybrid.ipynb #6a1d2eea
+# %% ../../nbs/32_models.hybrid.ipynb #0dc7a80b
 @register_model
 class HybridSASRecGNN(OnGraph, SASRec):
     "SASRec whose items are a mixture of their own vectors and a graph's"
     of = SASRec
     def __init__(self, n_items: int, graph: ItemGraph = None,
-                 fusion_type: str = 'discrete', # fixed, discrete, learnable, continuous or piecewise
+                 fusion_type: str = 'discrete', # fixed, discrete, learnable, continuous, piecewise; see blocks.fusion
                  fixed_alpha: float = .5,       # weight of SASRec's vector, where fusion_type is fixed
                  L_short: int = 10,             # longest short history
                  L_long: int = 50,              # longest medium history
                  alpha_min: float = .1,         # a learned weight stays above
                  alpha_max: float = .9,         # and below
                  monotone: bool = False,        # a learned weight never falls with the length
-                 alpha_reg: float = .01,        # times the squared way of a learned weight from its start
+                 alpha_reg: float = .01,        # of the penalty: squared distance of learned weights from their start
                  alpha_per: str = 'position',   # or user: one weight for all positions, needs prefix samples
                  gnn: str = 'lightgcn',         # lightgcn or gat
                  gnn_layers: int = 2,           # steps along the edges
@@ -89,14 +89,19 @@ class HybridSASRecGNN(OnGraph, SASRec):
         self.start()
         self.fusion = make_fusion(fusion_type, fixed_alpha, L_short, L_long, alpha_min, alpha_max, monotone)
 
-# %% ../../nbs/32_models.hybrid.ipynb #7c6f31e9
+# %% ../../nbs/32_models.hybrid.ipynb #d9a8eb19
 @patch
 @torch.no_grad()
 def start(self: HybridSASRecGNN):
-    "Initial weights of the projection: both tables have the same norm"
+    "Initial weights of the projection"
     nn.init.xavier_normal_(self.project.weight); nn.init.zeros_(self.project.bias)
-    G = self.project(self.gnn()[1:])
-    self.project.weight.mul_(self.item.weight.norm() / G.norm())
+    self.balance()
+
+@patch
+@torch.no_grad()
+def balance(self: HybridSASRecGNN):
+    "Scale the projection so that both tables have the same norm"
+    self.project.weight.mul_(self.item.weight.norm() / self.project(self.gnn()[1:]).norm())
 
 @patch
 def table(self: HybridSASRecGNN) -> Tensor:
