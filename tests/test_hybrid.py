@@ -533,7 +533,7 @@ def test_the_graph_is_trained_then_held():
     losses = pretrain_graph(m, fit, 4, lr=1e-2)
     assert len(losses) == 4 and losses[-1] < losses[0]
     after = weights(m)
-    assert {k for k in after if not torch.equal(after[k], before[k])} == {'gnn.item.weight'}      # the rest of the hybrid waits
+    assert {k for k in after if not torch.equal(after[k], before[k])} == {'gnn.item.weight', 'project.weight'}      # trained, and scaled to it; the rest waits
     t = trainer(m).fit(1); held = weights(m)
     assert torch.equal(held['gnn.item.weight'], after['gnn.item.weight']) and id(m.gnn.item.weight) not in {id(p) for p in t.params}
     assert all(not torch.equal(held[k], after[k]) for k in held if 'gnn' not in k and k != 'blocks.0.att.qkv.bias')
@@ -751,3 +751,19 @@ def test_statistics_of_alpha(made, csv, tmp_path):
 def test_models_without_alpha_have_no_statistics(csv, tmp_path):
     e = Experiment(model='lightgcn', data=csv, d_model=8, max_len=10, batch_size=16, epochs=1, loss='bpr', hard=5, negatives=2, threads=1)
     assert 'alpha_stats' not in read_metrics(run(e, tmp_path/'run'))
+
+# ---- what the lead added last ----
+
+def test_two_stage_leaves_both_tables_equally_long():
+    "Stage one moves the graph's vectors: without a new scale the stated α would be another"
+    reseed(0, 'weights'); m, loader = HybridSASRecGNN(N, GRAPH, **SMALL), Loader(DATA.train, 12, 8)
+    pretrain_graph(m, loader, 3, lr=2e-2)
+    E, G = m.table().detach().chunk(2, 1)
+    assert torch.isclose(E.norm(), G.norm())
+    at = m.project.weight.clone(); pretrain_graph(m, loader, 0)          # a run that continues: the checkpoint knows better
+    assert torch.equal(m.project.weight, at)
+
+def test_a_hybrid_has_the_recipe_of_sasrec():
+    plain, mixed = Experiment(model='sasrec', data='ml-100k'), Experiment(model='hybrid_gat', data='ml-100k')
+    assert mixed.source['dropout'] == 'recipe' and mixed.args['dropout'] == plain.args['dropout'] and mixed.batch_size == plain.batch_size
+    assert Experiment(model='gru4rec', data='ml-100k').source['dropout'] == 'default'
