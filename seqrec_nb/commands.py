@@ -94,20 +94,27 @@ def print_outcome(plan, found: dict):
     print('\n' + outcome(plan, found['only'], found['metric']))
     print('\n' + '\n'.join(f'written: {f}' for f in files))
 
-# %% ../nbs/89d_commands.ipynb #df53d7ff
+# %% ../nbs/89d_commands.ipynb #ae103556
 def compare(argv: list) -> int:
     "put runs side by side, with paired differences to the first"
     p = Parser('seqrec compare', description='Runs of one task side by side; the first is the base. '
                'Runs that differ in the seed only are one row.')
     p.add_argument('runs', nargs='+', metavar='RUN', help='run directories')
     p.add_argument('--metric', default='NDCG@10', help='of the paired difference (default: NDCG@10)')
+    p.add_argument('--meant', action='append', default=[], metavar='KEY',
+                   help='a setting whose difference is the question, such as batch_size (repeatable)')
     p.add_argument('--markdown', action='store_true', help='as markdown')
     p.add_argument('--latex', action='store_true', help='as LaTeX')
     p.add_argument('--debug', action='store_true', help='show where an error arose')
     found = p.read(argv)
-    from seqrec_nb.compare import compare
+    from seqrec_nb.compare import compare, settings_of
+    from seqrec_nb.core import unknown
     fmt = 'latex' if found['latex'] else 'md' if found['markdown'] else 'text'
-    print(compare(found['runs'], found['metric'], fmt))
+    text = compare(found['runs'], found['metric'], fmt, found['meant'])
+    known = {k for run in found['runs'] for k in settings_of(run)}
+    for k in found['meant']:
+        if k not in known: raise UsageError(f"seqrec compare: --meant: {unknown('setting', k, known)}")
+    print(text)
     return 0
 
 def analyze(argv: list) -> int:
@@ -115,9 +122,11 @@ def analyze(argv: list) -> int:
     p = Parser('seqrec analyze', description='Tables and figures of all finished runs below a folder.')
     p.add_argument('root', nargs='?', default='runs', metavar='RUNS', help='a folder of runs (default: runs)')
     p.add_argument('--save-csv', action='store_true', help='also write CSV files')
+    p.add_argument('--base', default='sasrec', metavar='MODEL',
+                   help='what changes in per cent refer to (default: sasrec)')
     p.add_argument('--out', metavar='DIR', help='where to write (default: RUNS/analysis)')
     p.add_argument('--debug', action='store_true', help='show where an error arose')
     found = p.read(argv)
     from seqrec_nb.analyze import analyze
-    print(analyze(found['root'], found['out'], found['save_csv']))
+    print(analyze(found['root'], found['out'], found['save_csv'], found['base']))
     return 0

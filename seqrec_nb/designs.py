@@ -42,17 +42,18 @@ discrete_bpr4,hybrid_discrete,ml-1m,P-seed,paper,2,.1,bpr,4,,,2,0-4
 discrete_hard,hybrid_discrete,ml-1m,P-seed,paper,2,.1,bpr,4,100,,2,0-4
 '''
 
-# %% ../nbs/81c_designs.ipynb #75a1d214
+# %% ../nbs/81c_designs.ipynb #12c4cdbc
 TABLES['tuning'] = '''\
 # Which learning rate, size, batch and borders, one at a time? (requirement 003, phase 4)
-name,model,data,protocol,preset,eval_every,dropout,lr,d_model+n_heads+n_blocks,batch_size+lr,L_short+L_long
-sasrec_lr,sasrec,ml-1m,P-seed,paper,2,.1,.0005|.001|.002,64/2/2,,
-sasrec_size,sasrec,ml-1m,P-seed,paper,2,.1,,32/2/1|64/2/2|128/4/3,,
-sasrec_batch,sasrec,ml-1m,P-seed,paper,2,.1,,64/2/2,128/.0005|256/.001|512/.002,
-discrete_lr,hybrid_discrete,ml-1m,P-seed,paper,2,.1,.0005|.001|.002,64/2/2,,10/50
-discrete_size,hybrid_discrete,ml-1m,P-seed,paper,2,.1,,32/2/1|64/2/2|128/4/3,,10/50
-discrete_batch,hybrid_discrete,ml-1m,P-seed,paper,2,.1,,64/2/2,128/.0005|256/.001|512/.002,10/50
-discrete_borders,hybrid_discrete,ml-1m,P-seed,paper,2,.1,,64/2/2,,5/30|10/50|20/80
+name,model,data,protocol,preset,eval_every,dropout,loss,lr,\
+d_model+n_heads+n_blocks,batch_size+lr,L_short+L_long
+sasrec_lr,sasrec,ml-1m,P-seed,paper,2,.1,ce,.0005|.001|.002,64/2/2,,
+sasrec_size,sasrec,ml-1m,P-seed,paper,2,.1,ce,,32/2/1|64/2/2|128/4/3,,
+sasrec_batch,sasrec,ml-1m,P-seed,paper,2,.1,ce,,64/2/2,128/.0005|256/.001|512/.002,
+discrete_lr,hybrid_discrete,ml-1m,P-seed,paper,2,.1,ce,.0005|.001|.002,64/2/2,,10/50
+discrete_size,hybrid_discrete,ml-1m,P-seed,paper,2,.1,ce,,32/2/1|64/2/2|128/4/3,,10/50
+discrete_batch,hybrid_discrete,ml-1m,P-seed,paper,2,.1,ce,,64/2/2,128/.0005|256/.001|512/.002,10/50
+discrete_borders,hybrid_discrete,ml-1m,P-seed,paper,2,.1,ce,,64/2/2,,5/30|10/50|20/80
 '''
 
 # %% ../nbs/81c_designs.ipynb #7cf48ca4
@@ -93,10 +94,11 @@ hybrid_piecewise,hybrid_piecewise,ml-1m,P-seed,0-4,50,10,2,64,.001,ce,.2
 hybrid_gat,hybrid_gat,ml-1m,P-seed,0-4,50,10,2,64,.001,ce,.2
 '''
 
-# %% ../nbs/81c_designs.ipynb #81f6f7c3
+# %% ../nbs/81c_designs.ipynb #f34b3ead
 TABLES['ablation'] = '''\
 # Which part of the hybrid matters? One setting at a time (requirement 004, rounds 1 to 3)
-name,model,data,protocol,seeds,epochs,patience,eval_every,batch_size,lr,loss,dropout,fixed_alpha,gnn_layers,gnn_norm,fusion_type,fusion_level,score_with,pretrain
+name,model,data,protocol,seeds,epochs,patience,eval_every,batch_size,lr,loss,dropout,\
+fixed_alpha,gnn_layers,gnn_norm,fusion_type,fusion_level,score_with,pretrain
 hybrid_fixed,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,,,,,,
 alpha_.3,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,.3,,,,,,
 alpha_.4,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,.4,,,,,,
@@ -113,7 +115,7 @@ fused_scores,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,,,,,fused,
 output_level,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,ce,.5,,,,,output,,
 '''
 
-# %% ../nbs/81c_designs.ipynb #3cad6b0e
+# %% ../nbs/81c_designs.ipynb #6c500e2e
 TABLES['strategies'] = '''\
 # Do more or harder negatives help? (requirement 004, round 3)
 name,model,data,protocol,seeds,epochs,patience,eval_every,batch_size,lr,loss,dropout,negatives,hard
@@ -121,6 +123,8 @@ sasrec_bpr1,sasrec,ml-100k,P-seed,0-4,60,12,2,32,.001,bpr,.5,1,0
 hybrid_bpr1,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,bpr,.5,1,0
 hybrid_bpr4,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,bpr,.5,4,0
 hybrid_hard4,hybrid_fixed,ml-100k,P-seed,0-4,60,12,2,32,.001,bpr,.5,4,100
+sasrec_bpr4,sasrec,ml-100k,P-seed,0-4,60,12,2,32,.001,bpr,.5,4,0
+sasrec_hard4,sasrec,ml-100k,P-seed,0-4,60,12,2,32,.001,bpr,.5,4,100
 '''
 
 # %% ../nbs/81c_designs.ipynb #040d7f78

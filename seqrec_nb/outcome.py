@@ -6,9 +6,9 @@
 __all__ = ['SHOWN', 'finished', 'by_task', 'meant', 'places', 'section', 'task_text', 'outcome', 'peeks', 'row_result', 'results',
            'missing', 'save_results']
 
-# %% ../nbs/84_outcome.ipynb #36f341be
+# %% ../nbs/84_outcome.ipynb #1bdbbc7a
 from pathlib import Path
-from .compare import compare, comparison
+from .compare import STRICT, compare, comparison
 from .experiment import commit
 from .files import write_json
 from .grid import budget
@@ -36,11 +36,11 @@ def by_task(found: dict) -> dict: # what `finished` gives
         tasks.setdefault((m['data'], m['protocol'], m['fingerprint']), {})[name] = jobs
     return tasks
 
-# %% ../nbs/84_outcome.ipynb #ce824f82
+# %% ../nbs/84_outcome.ipynb #6cdd1ea8
 def meant(plan: Plan) -> list[str]:
     "Settings whose difference is the question"
     given = {k for r in plan.rows for part in (r.fixed, *(axis[0] for axis in r.axes)) for k in part}
-    return sorted(given - {*BUDGET})
+    return sorted(given - {*BUDGET, *STRICT['loss']})
 
 def places(rows: dict) -> dict:
     "{row: run directories}"
@@ -85,15 +85,14 @@ def peeks(plan: Plan) -> list[str]:
         if extra: out.append(f"{r.name}: other candidates than the winner were tested: {', '.join(extra)}")
     return out
 
-# %% ../nbs/84_outcome.ipynb #a2ddb10e
+# %% ../nbs/84_outcome.ipynb #1ac5a266
 def row_result(plan: Plan, row, jobs: list) -> dict: # row: of the table
     "A row's settings, choice and means"
     tried = read_json(plan.out/f'{row.name}.candidates.json') if row.axes else {}
     s = section(('', '', ''), {row.name: jobs}).rows[0]
-    first = read_json(jobs[0].out/'metrics.json')
     e = {k: v for k, v in jobs[0].e.to_dict().items() if k not in ('name', 'seed', 'device', 'threads')}
     return dict(settings=e, seeds=[j.e.seed for j in jobs], budget=budget(row), winner=tried.get('winner'),
-                candidates=tried.get('candidates', []), **s.average(), alpha_stats=first.get('alpha_stats'),
+                candidates=tried.get('candidates', []), **s.average(),
                 by_seed=[read_json(j.out/'metrics.json')['test_metrics'] for j in jobs],
                 runs=[j.out.relative_to(plan.out).as_posix() for j in jobs])
 

@@ -71,6 +71,11 @@ def test_other_users_are_refused_with_the_reason(store):
     r = Ranks.load(store()/'ranks.npz'); r.target[:9] += 1
     with pytest.raises(ValueError, match='9 of 400 rows differ in target'): compare([store(), store('bert', ranks=r)])
 
+def test_one_trained_row_has_no_settings_to_compare(store):
+    m = store('markov', stopped='counted', validation=None)
+    assert 'differ: none to compare, one row is trained' in compare([*five(store), m])
+    assert 'differ: none.' in compare(five(store, 'gru')) and 'none' not in compare([store('a'), store('b'), m])
+
 # numbers
 
 def test_numbers_of_a_comparison(store):

@@ -7,11 +7,15 @@ import seqrec_nb.models.hybrid
 import seqrec_nb.workers as workers
 from seqrec_nb.cells import kinds, literal, read_cell, read_seeds, typed
 from seqrec_nb.commands import analyze, compare, grid
+from seqrec_nb.compare import settings_of
 from seqrec_nb.designs import TABLES
 from seqrec_nb.files import RunLock
 from seqrec_nb.flags import UsageError
 from seqrec_nb.grid import TableError, budget, label, read_row, read_table
-from seqrec_nb.jobs import Plan, count, essence, is_done, open_jobs, state, winner
+from seqrec_nb.jobs import Plan, count, key, is_done, open_jobs, state, winner
+from seqrec_nb.models.base import lineage, model_class
+from seqrec_nb.models.sasrec import SASRec
+from seqrec_nb.outcome import meant, outcome, results
 from seqrec_nb.workers import work
 
 HEAD = 'name,model,data,epochs,patience,seeds,lr,d_model+n_heads,batch_size,max_len,n_blocks,threads\n'
@@ -88,15 +92,16 @@ def test_seeds(cell, seeds): assert read_seeds(cell) == seeds
 
 @pytest.mark.parametrize('row, told', [
     ('a,sasrek,ring.csv,2,0,0,.01,8/1,16,10,1,1', "row 2 (a), column model: unknown model 'sasrek': did you mean 'sasrec'?"),
-    ('a,sasrec,ring.csv,2,0,0,.0.1,8/1,16,10,1,1', "row 2 (a), column lr: '.0.1' is no float"),
-    ('a,sasrec,ring.csv,two,0,0,.01,8/1,16,10,1,1', "row 2 (a), column epochs: 'two' is no int"),
+    ('a,sasrec,ring.csv,2,0,0,.0.1,8/1,16,10,1,1', "row 2 (a), column lr: '.0.1' is no number"),
+    ('a,sasrec,ring.csv,two,0,0,.01,8/1,16,10,1,1', "row 2 (a), column epochs: 'two' is no whole number"),
     ('a,sasrec,ring.csv,2,0,0-,.01,8/1,16,10,1,1', 'row 2 (a), column seeds'),
     ('a,sasrec,ring.csv,2,0,1|1,.01,8/1,16,10,1,1', 'row 2 (a), column seeds'),
+    ('a,sasrec,ring.csv,2,0,2.5,.01,8/1,16,10,1,1', "row 2 (a), column seeds: '2.5' is no whole number"),
     ('a,sasrec,no.csv,2,0,0,.01,8/1,16,10,1,1', 'row 2 (a), column data: no file no.csv'),
-    ('a,sasrec,ring.csv,2,0,0,.01,8,16,10,1,1', 'row 2 (a), column d_model+n_heads'),
+    ('a,sasrec,ring.csv,2,0,0,.01,8,16,10,1,1', "row 2 (a), column d_model+n_heads: '8' holds 1 value for the 2 settings d_model+n_heads: write one for each"),
     ('a,sasrec,ring.csv,2,0,0,.01,8/3,16,10,1,1', 'row 2 (a): ValueError: d_model (8) must be a multiple'),
     ('a,sasrec,ring.csv,2|3,0,0,.01,8/1,16,10,1,1', 'row 2 (a), column epochs: epochs must be the same'),
-    ('a,markov,ring.csv,2,0,0,.01,8/1,16,10,1,1', "column d_model+n_heads: unknown setting 'd_model'"),
+    ('a,markov,ring.csv,2,0,0,.01,8/1,16,10,1,1', "column d_model+n_heads: unknown setting 'd_model' for this model: it belongs to "),
     ('a,sasrec,ring.csv,2,0,0,.01|.01,8/1,16,10,1,1', 'column lr: a value stands there twice'),
     ('base,sasrec,ring.csv,2,0,0,.01,8/1,16,10,1,1', 'row 2 (base), column name: stands there twice'),
     ('a/b,sasrec,ring.csv,2,0,0,.01,8/1,16,10,1,1', "column name: 'a/b'"), (',sasrec,ring.csv,2,0,0,.01,8/1,16,10,1,1', 'column name: is empty'),
@@ -146,7 +151,8 @@ def test_changes_for_all_rows():
 @pytest.mark.parametrize('name', TABLES)
 def test_built_in_tables(name):
     t = read_table(name)
-    assert t.note and t.warnings == [] and t.rows[0].one().model == 'sasrec'
+    assert t.note and t.warnings == [] and SASRec in lineage(model_class(t.rows[0].one().model))
+    assert all(r.fixed.get('loss') for r in t.rows)
     assert len({json.dumps(budget(r)) for r in t.rows}) == 1
 
 # ---- a whole grid ----
@@ -204,11 +210,38 @@ def test_more_seeds_train_only_these(there, capsys):
     after = stamps('runs/t')
     assert {k: after[k] for k in before} == before and all('wide-s2' in str(p) for p in {*after} - {*before})
 
+def test_other_seeds_do_not_choose_again(there):
+    "`--seeds 3-4`: the candidates and the winner are those of the table's first seed"
+    t, before = read_table('t.csv'), stamps('runs/t')
+    own, other = Plan(t, 'runs/t'), Plan(t, 'runs/t', read_seeds('3-4'))
+    kept = {p: p.read_bytes() for p in Path('runs/t').glob('*.candidates.json')}
+    for a, b in zip(own.rows, other.rows):
+        assert [j.out for j in own.candidates(a)] == [j.out for j in other.candidates(b)] and winner(own, a) == winner(other, b)
+    todo = [j.out.name for j in open_jobs(other) if j.row != 'pop']
+    assert todo == ['base-s3', 'base-s4', 'wide-s3', 'wide-s4']
+    assert {p: p.read_bytes() for p in Path('runs/t').glob('*.candidates.json')} == kept and stamps('runs/t') == before
+
+def test_another_loss_is_never_meant(here):
+    for name in TABLES: assert not {'loss', 'negatives', 'hard', 'epochs', 'patience'} & {*meant(Plan(read_table(name), 'x'))}
+    assert {'batch_size', 'pretrain'} <= {*meant(Plan(read_table('paper'), 'x')), *meant(Plan(read_table('tuning'), 'x'))}
+    same = dict(model='sasrec', data='ring.csv', epochs=1, patience=0, max_len=10, d_model=8, n_heads=1, n_blocks=1, threads=1, seeds=0)
+    rows = [dict(same, name=n, batch_size=b, loss=l) for n, b, l in (('a', 32, 'ce'), ('b', 32, 'bce'), ('c', 64, 'ce'))]
+    plan = Plan(read_table(pd.DataFrame(rows)), 'out')
+    assert work(plan) == {}
+    got = {n: r['verdict'] for n, r in results(plan)['tasks'][0]['comparison']['runs'].items()}
+    assert got == dict(a=None, b='not resolved (1 seed < 5; other loss)', c='not resolved (1 seed < 5)')
+    assert '! loss differs: loss ce (a, c), bce (b)' in outcome(plan) and 'budget differs' not in outcome(plan)
+
 def test_compare_and_analyze(there, capsys):
     assert compare(['runs/t/base-s1', 'runs/t/pop-s0', '--markdown']) == 0
-    assert '| run |' in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert '| run |' in told and 'Settings that differ: none to compare, one row is trained' in told
+    two = ['runs/t/base-s1', 'runs/t/pop-s0']
+    assert compare([*two, '--meant', 'lr', '--meant', 'loss']) == 0 and 'minus' in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--meant: unknown setting 'batchsize': did you mean 'batch_size'"): compare([*two, '--meant', 'batchsize'])
     assert analyze(['runs/t', '--save-csv', '--out', str(there/'analysis')]) == 0
     assert (there/'analysis').is_dir()
+    assert analyze(['runs/t', '--base', 'popularity', '--out', str(there/'other')]) == 0 and 'change against popularity' in capsys.readouterr().out
 
 # ---- the winner is chosen on validation ----
 
@@ -310,7 +343,7 @@ def test_trying_out_has_a_folder_of_its_own(here, capsys):
 
 @pytest.mark.parametrize('line, told', [('t.csv --only bse', "unknown row 'bse': did you mean 'base'"), ('t.csv --set epochs', 'KEY=VALUE'),
     ('t.csv --set epoch=2', "did you mean 'epochs'"), ('t.csv --seeds 4-0', 'seeds'), ('t.csv --workers 0', '--workers 0'),
-    ('t.csv --worker 2', "did you mean '--workers'"), ('papr', "did you mean 'paper'"), ('t.csv --set max_users=many', "'many' is no int")])
+    ('t.csv --worker 2', "did you mean '--workers'"), ('papr', "did you mean 'paper'"), ('t.csv --set max_users=many', "'many' is no whole number")])
 def test_what_cannot_be_understood(here, line, told):
     with pytest.raises(UsageError, match=told): grid(line.split())
 
@@ -335,6 +368,13 @@ assert not {'torch', 'numpy', 'pandas'} & {*sys.modules}, 'heavy'
 def test_same_experiments_have_one_essence(here):
     t = read_table('t.csv')
     a, b = t.rows[0].experiment(0, dict(lr=.01)), t.rows[1].experiment(0, dict(d_model=8, n_heads=1))
-    assert essence(a) == essence(b) and essence(a) != essence(t.rows[0].experiment(1, dict(lr=.01)))
+    assert key(a) == key(b) and key(a) != key(t.rows[0].experiment(1, dict(lr=.01)))
     a.threads, a.name, a.save_every = 3, 'x', 1.
-    assert essence(a) == essence(b)
+    assert key(a) == key(b)
+
+def test_compare_and_grid_agree_on_what_an_experiment_is(there):
+    "A run's settings as `compare` reads them are those that the grid looks for; the place of the data apart"
+    plan = Plan(read_table('t.csv'), 'runs/t')
+    for row in plan.rows:
+        for job in plan.finals(row, winner(plan, row)):
+            if (job.out/'experiment.json').exists(): assert settings_of(job.out) == {k: v for k, v in json.loads(key(job.e)).items() if k != 'data'}
