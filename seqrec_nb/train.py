@@ -78,7 +78,7 @@ class Trainer:
     def _call(self, hook):
         for c in self.callbacks: getattr(c, hook)(self)
 
-# %% ../nbs/50_train.ipynb #2cc4598f
+# %% ../nbs/50_train.ipynb #855b0111
 def check_fit(model, loader, precision):
     "Refuse combinations that cannot be right"
     if loader.device.type not in ('cpu', 'cuda'):
@@ -88,8 +88,8 @@ def check_fit(model, loader, precision):
         raise ValueError('fp16 needs a GPU; use bf16 or fp32')
     if not model.trainable: raise ValueError(f'{type(model).__name__} is counted from data, not trained')
     if not model.causal and loader.samples == 'all':
-        raise ValueError(f"{type(model).__name__} is not causal: a position may see the next one, so training on "
-                         f"all would show it the answers. Use samples={'cloze' if model.cloze else 'prefix'!r}")
+        raise ValueError(f"{type(model).__name__} is not causal: a position may see the next, so training on "
+                         f"all shows it the answers. Use samples={'cloze' if model.cloze else 'prefix'!r}")
     if loader.samples == 'cloze' and not model.cloze:
         raise ValueError(f'{type(model).__name__} does not know the [MASK] of cloze samples')
     if loader.max_len > model.max_len:

@@ -59,20 +59,20 @@ def check_ways(**given: str):
     for name, value in given.items():
         if value not in WAYS[name]: raise ValueError(unknown(name, value, WAYS[name]))
 
-# %% ../../nbs/32_models.hybrid.ipynb #0dc7a80b
+# %% ../../nbs/32_models.hybrid.ipynb #02373c53
 @register_model
 class HybridSASRecGNN(OnGraph, SASRec):
     "SASRec whose items are a mixture of their own vectors and a graph's"
     of = SASRec
     def __init__(self, n_items: int, graph: ItemGraph = None,
-                 fusion_type: str = 'discrete', # fixed, discrete, learnable, continuous, piecewise; see blocks.fusion
+                 fusion_type: str = 'discrete', # fixed, discrete, learnable, continuous, piecewise (FUSIONS)
                  fixed_alpha: float = .5,       # weight of SASRec's vector, where fusion_type is fixed
                  L_short: int = 10,             # longest short history
                  L_long: int = 50,              # longest medium history
                  alpha_min: float = .1,         # a learned weight stays above
                  alpha_max: float = .9,         # and below
                  monotone: bool = False,        # a learned weight never falls with the length
-                 alpha_reg: float = .01,        # of the penalty: squared distance of learned weights from their start
+                 alpha_reg: float = .01,        # of the penalty Σ(α - α at the start)²
                  alpha_per: str = 'position',   # or user: one weight for all positions, needs prefix samples
                  gnn: str = 'lightgcn',         # lightgcn or gat
                  gnn_layers: int = 2,           # steps along the edges
