@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'CUTS', 'RANGE', 'latex', 'latex_table', 'is_numbers', 'table', 'number', 'span', 'shorten', 'headline',
-           'compared', 'against', 'groups', 'group_baselines', 'verdict', 'differences', 'titles', 'places',
+           'compared', 'against', 'groups', 'group_baselines', 'verdict', 'differences', 'fusion', 'titles', 'places',
            'load_metrics', 'parts', 'render', 'report', 'tied', 'split_lines', 'split_report']
 
 # %% ../nbs/80b_report.ipynb #1ea8fffe
@@ -125,6 +125,13 @@ def differences(m: dict, metrics=('HR@10', 'NDCG@10')) -> tuple[list, list]:
         [who] + [c for k in metrics for c in (cells(d[k]) if k in d else ['–'] * 3)]
         for who, d in m['paired'].items()]
 
+# %% ../nbs/80b_report.ipynb #35b06338
+def fusion(m: dict) -> tuple[list, list]:
+    "The table of a hybrid's fusion weights, by length of history"
+    numbers = lambda a: [number(a[k]) for k in ('mean', 'std', 'min', 'max')]
+    return ['history', 'users', 'mean', 'sd', 'least', 'most'], [
+        [RANGE.get(g, g), f"{a['count']:,}", *numbers(a)] for g, a in m['alpha_stats'].items()]
+
 # %% ../nbs/80b_report.ipynb #17d9a67d
 def titles(m: dict) -> list[str]:
     "One user's last items and five recommendations"
@@ -141,7 +148,7 @@ def places(m: dict, run: Path) -> list[str]:
     names = [p.name + '/' * p.is_dir() for p in there if p.name[:1] != '.']
     return [str(run), textwrap.fill(', '.join(names), 96), *tested]
 
-# %% ../nbs/80b_report.ipynb #263575aa
+# %% ../nbs/80b_report.ipynb #9d23f184
 def load_metrics(run) -> dict: # a run directory
     "What a finished run found"
     try: return json.loads((Path(run)/'metrics.json').read_text(encoding='utf-8'))
@@ -157,6 +164,7 @@ def parts(m: dict, run: Path | None = None) -> list:
     if len(compared(m)) > 1:
         out.append(('HR@10 and NDCG@10 by length of history, against the baselines', group_baselines(m)))
     if m.get('paired'): out.append(('difference for the same users', differences(m)))
+    if m.get('alpha_stats'): out.append(('weight α of own vectors against those of the graph', fusion(m)))
     if m.get('recommendations'): out.append(('one history', titles(m)))
     return out + ([('files', places(m, run))] if run else [])
 

@@ -172,3 +172,10 @@ def test_ties_are_counted(tmp_path):
 def test_real_data(name, protocol, facts, data_dir):
     text = ' '.join(split_report(load(name, protocol)).split())
     assert [f for f in facts if f not in text] == []
+
+def test_a_hybrid_tells_its_weights():
+    from seqrec_nb.report import fusion
+    stats = {g: dict(mean=a, std=0., min=a, max=a, count=n) for g, a, n in (('short', .3, 7), ('long', None, 0))}
+    head, rows = fusion(dict(alpha_stats=stats))
+    assert rows == [['short (≤ 10)', '7', '0.3000', '0.0000', '0.3000', '0.3000'], ['long (> 50)', '0', '–', '0.0000', '–', '–']]
+    assert len(head) == len(rows[0])
