@@ -165,7 +165,7 @@ def verdict(d: dict,     # a contrast with its `holm`
     if said == 'not resolved' or d['holm'] >= level: return 'not resolved'
     return said if not seeds or direction(seeds) == said else 'not resolved (seeds disagree)'
 
-# %% ../nbs/81_compare.ipynb #bfed5249
+# %% ../nbs/81_compare.ipynb #3653c134
 def p_text(p: float) -> str: return '<0.0001' if p < 1e-4 else f'{p:.4f}'
 
 def level_rows(c: dict) -> tuple[list, list]:
@@ -176,7 +176,7 @@ def level_rows(c: dict) -> tuple[list, list]:
         t, b, s = r['timings'], r['best_epoch'], r['levels'][c['metric']]['spread']
         time = f"{t['train_s']:.0f} s" if t['train_s'] is not None else '–'
         seeds = '–' if r['counted'] else str(len(r['seeds']))
-        epochs = [f'{x:g}' if x is not None else '–' for x in (t['epochs'], b)]
+        epochs = [f'{round(x, 1):g}' if x is not None else '–' for x in (t['epochs'], b)]
         return [n, seeds, f"{r['n']:,}", *epochs, time, number(r['best_val_metric']), *per, number(s)]
     order = sorted(c['runs'].items(), key=lambda r: (r[0] != c['base'], -(r[1]['best_val_metric'] or 0)))
     head = ['run', 'seeds', 'users', 'epochs', 'best', 'training', 'validation']
