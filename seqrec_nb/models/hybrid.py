@@ -89,7 +89,7 @@ class HybridSASRecGNN(OnGraph, SASRec):
         self.start()
         self.fusion = make_fusion(fusion_type, fixed_alpha, L_short, L_long, alpha_min, alpha_max, monotone)
 
-# %% ../../nbs/32_models.hybrid.ipynb #d9a8eb19
+# %% ../../nbs/32_models.hybrid.ipynb #ec39b7a2
 @patch
 @torch.no_grad()
 def start(self: HybridSASRecGNN):
@@ -103,6 +103,7 @@ def balance(self: HybridSASRecGNN):
     "Scale the projection so that both tables have the same norm"
     self.project.weight.mul_(self.item.weight.norm() / self.project(self.gnn()[1:]).norm())
 
+# %% ../../nbs/32_models.hybrid.ipynb #1e136460
 @patch
 def table(self: HybridSASRecGNN) -> Tensor:
     "(V,2D): each item's own vector and the graph's"
@@ -114,12 +115,13 @@ def output_table(self: HybridSASRecGNN, E: Tensor) -> Tensor:
     D = self.d_model
     return dict(seq=E[:, :D], gnn=E[:, D:], fused=E)[self.score_with]
 
+# %% ../../nbs/32_models.hybrid.ipynb #988c5060
 @patch
 def alpha(self: HybridSASRecGNN, length: Tensor) -> Tensor:
     "The weight of SASRec's vector after histories of these lengths"
     return self.fusion(length)
 
-# %% ../../nbs/32_models.hybrid.ipynb #b8617152
+# %% ../../nbs/32_models.hybrid.ipynb #2e8b0476
 @patch
 def weights(self: HybridSASRecGNN, b: Batch) -> Tensor:
     "(B,L,1) weight of SASRec's vector at each position"
@@ -127,6 +129,7 @@ def weights(self: HybridSASRecGNN, b: Batch) -> Tensor:
     if self.alpha_per == 'user': n = n.gather(1, b.last[:, None]).expand_as(n)
     return self.fusion(n)[..., None]
 
+# %% ../../nbs/32_models.hybrid.ipynb #190623c0
 @patch
 def embed(self: HybridSASRecGNN, E: Tensor, b: Batch) -> Tensor:
     seq, gnn = F.embedding(b.items, E).chunk(2, -1)
@@ -134,6 +137,7 @@ def embed(self: HybridSASRecGNN, E: Tensor, b: Batch) -> Tensor:
     a = self.weights(b)
     return self.place(a * seq + (1 - a) * gnn, b)
 
+# %% ../../nbs/32_models.hybrid.ipynb #fafa55dc
 @patch
 def body(self: HybridSASRecGNN, x: Tensor, b: Batch):
     h = SASRec.body(self, x, b)
@@ -150,7 +154,7 @@ def freeze_graph(self: HybridSASRecGNN, on: bool = True):
     self.gnn.requires_grad_(not on)
     return self
 
-# %% ../../nbs/32_models.hybrid.ipynb #036947b8
+# %% ../../nbs/32_models.hybrid.ipynb #dfa8a51f
 @register_model(of=HybridSASRecGNN)
 def hybrid_fixed(n_items, graph=None, fusion_type: str = 'fixed', **kw):
     "One weight for every length"
@@ -161,6 +165,7 @@ def hybrid_discrete(n_items, graph=None, fusion_type: str = 'discrete', **kw):
     "Constants .3, .5, .7 for short, medium and long histories"
     return HybridSASRecGNN(n_items, graph, fusion_type, **kw)
 
+# %% ../../nbs/32_models.hybrid.ipynb #83fc0630
 @register_model(of=HybridSASRecGNN)
 def hybrid_learnable(n_items, graph=None, fusion_type: str = 'learnable', **kw):
     "A learned weight for each of the three groups"
@@ -176,6 +181,7 @@ def hybrid_piecewise(n_items, graph=None, fusion_type: str = 'piecewise', **kw):
     "Learned weights at lengths 5, 15, 30 and 60, straight lines between"
     return HybridSASRecGNN(n_items, graph, fusion_type, **kw)
 
+# %% ../../nbs/32_models.hybrid.ipynb #e8180df7
 @register_model(of=HybridSASRecGNN)
 def hybrid_gat(n_items, graph=None, gnn: str = 'gat', **kw):
     "Graph attention in the place of LightGCN"
