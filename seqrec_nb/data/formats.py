@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'HEAD', 'DataError', 'plain', 'position', 'fits', 'nearest', 'match', 'split', 'agreement', 'separator',
-           'is_number', 'has_header', 'looks_like_time', 'by_position', 'decode', 'Dialect', 'sniff']
+           'is_number', 'has_header', 'looks_like_time', 'by_position', 'decode', 'Dialect', 'layout_of', 'sniff']
 
-# %% ../../nbs/11_data.formats.ipynb #11249d9c
-import csv, re
+# %% ../../nbs/11_data.formats.ipynb #fff6c95b
+import codecs, csv, re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from ..core import unknown
@@ -54,12 +54,13 @@ def nearest(names: list, role: str) -> str:
     near = [n for n in names if get_close_matches(plain(n), ROLES[role], n=1, cutoff=.6)]
     return f'did you mean {role}={near[0]!r}?' if near else f'give {role}=<its name>'
 
-# %% ../../nbs/11_data.formats.ipynb #ef7b6310
+# %% ../../nbs/11_data.formats.ipynb #9680bb9b
 def match(names: list, given: dict) -> dict[str, int]:
     "Roles to column numbers: what the caller gave first, then by name"
     found = {r: position(names, r, g) for r, g in given.items() if g is not None}
     for role in ROLES:
-        if role not in found and (i := fits(names, role, found.values())) is not None: found[role] = i
+        taken = [i for r, i in found.items() if r in ROLES]     # a tiebreak does not hide the item
+        if role not in found and (i := fits(names, role, taken)) is not None: found[role] = i
     for role in ('user', 'item'):
         if role not in found:
             there = ', '.join(repr(str(n)) for n in names)
@@ -69,29 +70,35 @@ def match(names: list, given: dict) -> dict[str, int]:
         raise DataError('user= and item= look swapped; if they are meant so, rename the columns')
     return found
 
-# %% ../../nbs/11_data.formats.ipynb #51ff5388
+# %% ../../nbs/11_data.formats.ipynb #915ecabc
 def split(line: str, sep: str) -> list[str]:
     "The fields of one line; a blank as separator stands for any run of them"
     if sep == ' ': return line.split()
     if sep in ('::', '\t'): return line.split(sep)
-    return next(csv.reader([line], delimiter=sep), [])
+    try: return next(csv.reader([line], delimiter=sep), [])
+    except csv.Error: return line.split(sep)     # a field longer than Python's csv allows
 
-# %% ../../nbs/11_data.formats.ipynb #2237aba9
-def agreement(lines: list[str], sep: str) -> float:
-    "The share of lines with the most common number of fields; 0 if that number is 1"
+# %% ../../nbs/11_data.formats.ipynb #56cad334
+def agreement(lines: list[str], sep: str) -> tuple[float, int]:
+    "The share of lines with the most common number of fields, and that number; 0 if it is 1"
     counts = [len(split(l, sep)) for l in lines]
     common = max(counts, key=lambda c: (counts.count(c), c))
-    return counts.count(common) / len(lines) if common > 1 else 0
+    return (counts.count(common) / len(lines), common) if common > 1 else (0, 1)
 
 def separator(lines: list[str]) -> str:
     "The separator that most lines agree on"
-    best = max(['::', '\t', ',', ';', '|'], key=lambda sep: agreement(lines, sep))   # the first of equals
-    return best if agreement(lines, best) >= .5 else ' '
+    score = {sep: agreement(lines, sep) for sep in ('::', '\t', ',', ';', '|')}
+    best = max(score, key=lambda sep: (score[sep][0], sep in ('::', '\t'), score[sep][1]))
+    if score[best][0] < .5: return ' '
+    other = [sep for sep in ',;|' if sep != best and score[sep] == score[best] and best in ',;|']
+    if not other: return best
+    raise DataError(f'{best!r} and {other[0]!r} both make {score[best][1]} fields of a line, as in '
+                    f'{lines[0][:60]!r}: begin the file with a line of column names')
 
-# %% ../../nbs/11_data.formats.ipynb #8364b218
+# %% ../../nbs/11_data.formats.ipynb #765d29e1
 def is_number(x: str) -> bool:
     "Whether a field is written as a number"
-    return bool(re.fullmatch(r'\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*', x))
+    return bool(re.fullmatch(r' *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *', x))
 
 # %% ../../nbs/11_data.formats.ipynb #c6ce15bc
 def has_header(first: list[str], given: dict) -> bool:
@@ -118,46 +125,64 @@ def by_position(rows: list[list[str]]) -> list:
     known = {2: ['user', 'item'], 3: ['user', 'item', third], 4: ['user', 'item', 'rating', 'time']}
     return known.get(k, list(range(k)))
 
-# %% ../../nbs/11_data.formats.ipynb #01b1a89e
+# %% ../../nbs/11_data.formats.ipynb #5d3430ef
 HEAD = 1 << 18   # bytes that we look at
 
 def decode(head: bytes) -> tuple[list[str], str, list[str]]:
     "The first lines as text, the encoding, and what to note about it"
-    notes, encoding = [], 'utf-16' if head[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8'
-    if head.startswith(b'\xef\xbb\xbf'): notes, head = ['a byte-order mark was skipped'], head[3:]
-    if len(head) >= HEAD - 3 and encoding == 'utf-8': head = head[:head.rfind(b'\n') + 1] or head
-    try: text = head.decode(encoding)
-    except UnicodeDecodeError: text, encoding = head.decode('latin-1'), 'latin-1'
-    lines = [l for l in re.split('\r\n|\n|\r', text) if l.strip()]
-    if not lines: raise DataError('the file is empty')
+    marks = {b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16', b'\xef\xbb\xbf': 'utf-8-sig'}
+    encoding, whole = next((e for m, e in marks.items() if head.startswith(m)), 'utf-8'), len(head) < HEAD
+    notes = ['a byte-order mark was skipped'] if encoding == 'utf-8-sig' else []
+    try: text = codecs.getincrementaldecoder(encoding)().decode(head, whole)
+    except UnicodeDecodeError as e:
+        if encoding != 'utf-8': raise DataError(f'the file begins as {encoding}, but is not: {e}') from None
+        text, encoding = head.decode('latin-1'), 'latin-1'
+    if text.count('\0') > len(text) / 4: raise DataError('every other byte is NUL: save the file as UTF-8')
+    lines = re.split('\r\n|\n|\r', text)
+    if not whole and len(lines) > 1: lines.pop()
+    first = next((i for i, l in enumerate(lines) if l.strip()), None)
+    if first is None: raise DataError('the file is empty')
     if '\r\n' in text: notes.append('Windows line ends')
-    return lines[:500], encoding, notes
+    return lines[:first + 500], encoding, notes
 
-# %% ../../nbs/11_data.formats.ipynb #f47e2e3b
+# %% ../../nbs/11_data.formats.ipynb #d960da1b
 @dataclass
 class Dialect:
     "How a text file is written"
     sep: str               # '::', tab, ',', ';', '|', or ' ' for any run of blanks
     names: list            # column names; without a header those of `by_position`
     header: bool           # whether the first line is one
-    encoding: str          # 'utf-8', 'utf-16' or 'latin-1'
+    encoding: str          # 'utf-8', 'utf-8-sig' (with a mark), 'utf-16' or 'latin-1'
     layout: str            # 'table' or 'sequences'
+    skip: int              # lines before the first row: the header, and blank lines before it
     notes: list[str] = field(default_factory=list)
 
-# %% ../../nbs/11_data.formats.ipynb #c7738767
+# %% ../../nbs/11_data.formats.ipynb #7ba7e84d
+def layout_of(rows: list[list[str]]) -> str:
+    "Whether rows of blank-separated fields without a header are a table or sequences"
+    counts = [len(r) for r in rows]
+    k = max(counts, key=counts.count)
+    if len(set(counts)) == 1 and k < 5: return 'table'
+    if k in (3, 4) and looks_like_time([r[-1] for r in rows if len(r) == k]):
+        raise DataError(f"most lines have {k} fields and end in a time, but not all: if this is a table, "
+                        "layout='table' names the torn lines; if lists of items, say layout='sequences'")
+    return 'sequences'
+
+# %% ../../nbs/11_data.formats.ipynb #237b151f
 def sniff(head: bytes, given: dict, layout=None) -> Dialect:
     "The dialect of a file that begins with `head`; `given` are the columns that the caller named"
-    lines, encoding, notes = decode(head)
+    every, encoding, notes = decode(head)
+    lines = [l for l in every if l.strip()]
     sep = separator(lines)
     rows = [split(l, sep) for l in lines]
     counts = {len(r) for r in rows}
     if counts == {1}: raise DataError(f'only one column, as in {lines[0][:60]!r}: what separates the fields?')
     if sep == '\t' and all(len(r) == 2 and ' ' in r[0].strip() and ' ' in r[1].strip() for r in rows):
         raise DataError('each line holds a list of items and a list of gaps: this is not read; write a table')
-    header = layout != 'sequences' and (len(counts) < 3 or sep != ' ') and has_header(rows[0], given)
-    if layout is None:
-        ragged = sep == ' ' and not header and (len(counts) > 1 or max(counts) > 4)
-        layout = 'sequences' if ragged else 'table'
+    named = all(any(plain(x) in ROLES[r] for x in rows[0]) for r in ('user', 'item'))
+    ask = len(counts) < 3 or sep != ' ' or layout == 'table'
+    header = layout != 'sequences' and (named or ask and has_header(rows[0], given))
+    if layout is None: layout = layout_of(rows) if sep == ' ' and not header else 'table'
     names = ['user', 'item'] if layout == 'sequences' else by_position(rows)
     if header: names = [n.strip() for n in rows[0]]
-    return Dialect(sep, names, header, encoding, layout, notes)
+    return Dialect(sep, names, header, encoding, layout, every.index(lines[0]) + 1 if header else 0, notes)

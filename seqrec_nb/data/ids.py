@@ -6,8 +6,8 @@
 __all__ = ['MISSING', 'INTEGERS', 'WHOLE', 'NUMBER', 'Faults', 'RawIds', 'distinct', 'text_ids', 'id_kind', 'typed_ids',
            'whole_ids', 'lookalikes', 'settle']
 
-# %% ../../nbs/11c_data.ids.ipynb #17e7cf2b
-import unicodedata
+# %% ../../nbs/11c_data.ids.ipynb #e5d688fc
+import re, unicodedata
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc
 from dataclasses import dataclass, field
 from typing import Callable
@@ -49,7 +49,7 @@ def distinct(column) -> tuple[np.ndarray, list[str]]:
     codes = np.concatenate([c.indices.to_numpy() for c in column.chunks])
     return codes, column.chunk(0).dictionary.to_pylist()
 
-# %% ../../nbs/11c_data.ids.ipynb #9b124c11
+# %% ../../nbs/11c_data.ids.ipynb #8711f985
 def text_ids(column, role: str, faults: Faults, header: str | None = None) -> RawIds:
     "Factorise a column of text"
     codes, raw = distinct(column)
@@ -59,11 +59,12 @@ def text_ids(column, role: str, faults: Faults, header: str | None = None) -> Ra
         if bad.any(): faults.add(reason, bad[codes], lambda i: repr(raw[codes[i]]))
     check(f'{role} is empty', lambda t: t in MISSING)
     check(f'{role} holds a NUL byte', lambda t: '\0' in t)
+    check(f'{role} holds a line end (is a quote not closed?)', lambda t: '\n' in t or '\r' in t)
     check('the header is repeated', lambda t: t == header)
     changed = np.array([t != r for t, r in zip(text, raw)], bool)
     return RawIds(codes, text, True, int((changed[codes] & ~faults.bad).sum()) if changed.any() else 0)
 
-# %% ../../nbs/11c_data.ids.ipynb #ac92fdb7
+# %% ../../nbs/11c_data.ids.ipynb #c8fd2487
 INTEGERS = "whole numbers (in pandas: df[column].astype('Int64'))"
 
 def id_kind(s: pd.Series, role: str) -> str:
@@ -73,10 +74,10 @@ def id_kind(s: pd.Series, role: str) -> str:
     if kind == 'floating':
         gap = ' (because of missing ones?)' if s.isna().any() else ''
         raise DataError(f'{role} ids are floating point{gap}: make them {INTEGERS} or text')
-    kinds = ' and '.join(sorted({type(v).__name__ for v in s.dropna().unique()[:1000]}))
+    kinds = ' and '.join(sorted({type(v).__name__ for v in s.dropna().tolist()}))
     raise DataError(f'{role} ids are of mixed or unusable type ({kinds}): make them all text, or {INTEGERS}')
 
-# %% ../../nbs/11c_data.ids.ipynb #1996f37e
+# %% ../../nbs/11c_data.ids.ipynb #c93131b2
 def typed_ids(s: pd.Series, role: str, faults: Faults, header: str | None = None) -> RawIds:
     "Factorise a pandas column of integers or strings"
     kind = id_kind(s, role)
@@ -85,8 +86,9 @@ def typed_ids(s: pd.Series, role: str, faults: Faults, header: str | None = None
     if kind == 'integer' and values and not -2**63 <= min(values) <= max(values) < 2**63:
         raise DataError(f'{role} ids exceed 64 bits: make them text')
     faults.add(f'{role} is empty', codes < 0)
-    for reason, test in [('is empty', lambda v: v == ''), ('holds a NUL byte', lambda v: '\0' in v)]:
-        bad = np.array([kind == 'string' and test(v) for v in values] + [False], bool)
+    for reason, test in [('is empty', lambda v: v == ''), ('holds a NUL byte', lambda v: '\0' in v),
+                         ('is no valid Unicode', lambda v: re.search('[\ud800-\udfff]', v))]:
+        bad = np.array([kind == 'string' and bool(test(v)) for v in values] + [False], bool)
         if bad.any(): faults.add(f'{role} {reason}', bad[codes], lambda i: repr(values[codes[i]]))
     return RawIds(codes, values, False)
 
@@ -108,12 +110,14 @@ def whole_ids(text: list[str], role: str, notes: list) -> np.ndarray | None:
     elif number.mean() > .5: notes.append(f'{role} ids were kept as text: not all are numbers, as {odd!r}')
     return None
 
-# %% ../../nbs/11c_data.ids.ipynb #eea970c7
+# %% ../../nbs/11c_data.ids.ipynb #15917557
 def lookalikes(text: list[str], role: str, notes: list):
     "Note ids that differ in their Unicode form only"
     special = [t for t in text if not t.isascii()]
     twins = len(special) - len({unicodedata.normalize('NFC', t) for t in special})
     if twins: notes.append(f'{twins} {role} id(s) differ in Unicode form (NFC, NFD) only and were kept apart')
+    quoted = [t for t in text if t[0] == t[-1] == '"' and len(t) > 1]
+    if quoted: notes.append(f'{len(quoted)} {role} id(s) stand in quotes, which were kept, as in {quoted[0]}')
 
 # %% ../../nbs/11c_data.ids.ipynb #f71654cc
 def settle(raw: RawIds, keep: np.ndarray | None, role: str, notes: list) -> tuple[np.ndarray, np.ndarray]:
