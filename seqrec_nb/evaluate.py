@@ -37,7 +37,7 @@ def seen_place(
     per_row = lambda x: torch.zeros(len(s), dtype=torch.int32, device=s.device).index_add_(0, r, x.int())
     return per_row(si > st), per_row(si == st), per_row(torch.ones_like(r))
 
-# %% ../nbs/61_evaluate.ipynb #5e033b9e
+# %% ../nbs/61_evaluate.ipynb #4c48a3f4
 class EvaluationError(RuntimeError):
     "The scores, or the targets, cannot be ranked"
 
@@ -46,7 +46,8 @@ def unusable(
     target: Tensor # (B,)
 ) -> Tensor:
     "(B,) True where a real item's score is NaN or infinite, or where there is no target"
-    return ~s[:, 1:].sum(1, dtype=torch.float64).isfinite() | (target < 1)
+    low, high = s[:, 1:].aminmax(dim=1)
+    return ~(low.isfinite() & high.isfinite()) | (target < 1)
 
 # %% ../nbs/61_evaluate.ipynb #246c70ce
 @contextmanager
@@ -80,28 +81,31 @@ def count(
     columns = [b.row, b.user, b.length, b.target, *place(s, b.target), *seen, unusable(s, b.target)]
     return torch.stack([c.long() for c in columns], 1)
 
-# %% ../nbs/61_evaluate.ipynb #4ec0b3c5
+# %% ../nbs/61_evaluate.ipynb #a72aef1e
 def counts(
     model,                # anything with table() and scores(batch, E) -> (B,V)
     loader,               # yields batches with targets; loader.seen(batch) gives their seen items
-    max_scores=2**25      # scores held at once (rows times items)
+    max_scores=2**25,     # scores held at once (rows times items)
+    world=None            # processes that share the batches and all get the result; None: this one alone
 ) -> np.ndarray:
     "(U,10) what `count` found, rows in the order of the split"
-    found = []
+    found, rank, size = [], *((world.rank, world.size) if world else (0, 1))
     with evaluating(model):
         E = model.table()
-        for b in loader:
+        for k, b in enumerate(loader):
+            if k % size != rank: continue
             if b.target is None: raise EvaluationError(f'{loader} has no targets to rank')
             n = max_scores // (model.n_items + 1)
             found += [count(model.scores(p, E), p, loader) for p in pieces(b, max(1, n))]
         found = torch.cat(found).cpu().numpy() if found else np.zeros((0, 10), int)
+    if size > 1: found = world.gather(found)
     return found[found[:, 0].argsort()]
 
-# %% ../nbs/61_evaluate.ipynb #f7e9cc4e
+# %% ../nbs/61_evaluate.ipynb #dc0690d2
 def rankings(
     model,           # a SeqModel
     loader,          # an EvalLoader
-    **kw             # max_scores
+    **kw             # max_scores, world
 ) -> dict:
     "{'masked': Ranks without the seen items, 'unmasked': Ranks with them}, from one pass over the users"
     row, user, length, target, above, ties, seen_above, seen_ties, seen, bad = counts(model, loader, **kw).T
@@ -112,14 +116,15 @@ def rankings(
     left = dict(above=above - seen_above, ties=ties - seen_ties, n_candidates=model.n_items - seen)
     return {'masked': replace(whole, **left), 'unmasked': whole}
 
-# %% ../nbs/61_evaluate.ipynb #47f63c40
+# %% ../nbs/61_evaluate.ipynb #3d686a6b
 def ranks(
     model,                # a SeqModel
     loader,               # an EvalLoader over the validation or test rows
-    mask_seen: bool = True # items of the user's history are no candidates
+    mask_seen: bool = True, # items of the user's history are no candidates
+    **kw                  # max_scores, world
 ) -> Ranks:
     "Where every user's target stands in the full catalogue"
-    return rankings(model, loader)['masked' if mask_seen else 'unmasked']
+    return rankings(model, loader, **kw)['masked' if mask_seen else 'unmasked']
 
 # %% ../nbs/61_evaluate.ipynb #fe6a7621
 def cold(

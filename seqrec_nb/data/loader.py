@@ -34,27 +34,32 @@ def targets_at(split: Split, samples: str = 'all', window: str = 'last', max_len
     row = np.flatnonzero(end > split.start)        # a single item has nothing to predict it from
     return end[row] + (samples == 'cloze'), row
 
-# %% ../../nbs/13_data.loader.ipynb #3f0169fc
+# %% ../../nbs/13_data.loader.ipynb #48e21228
 class Windows:
     "Rows of windows over a table that lives on the device"
     def __init__(self, split: Split, row, hi, max_len: int, device='cpu', time: bool = False):
-        self.split, self.row, self.max_len = split, row, max_len
-        self.device, self.time = torch.device(device), time
-        self.begin, self.hi = split.start[row], hi
+        self.device, self.time, self.split, self.max_len = torch.device(device), time, split, max_len
+        self.small = np.int32 if len(split.seqs.items) < 2**31 else np.int64      # holds any position
         put = lambda a: torch.as_tensor(np.ascontiguousarray(a)).to(self.device)
-        self.items, self._user = put(split.seqs.items), put(split.user[row])
+        self.row = row.astype(self.small)
+        self.items, self._row = put(split.seqs.items), put(self.row)
+        self._user, self._start = put(split.user), put(split.start)
         if time and split.seqs.times is None:
             raise ValueError('this model reads times, and the data have only an order')
         self.times = put(split.seqs.times) if time else None
-        self._begin, self._row = put(self.begin), put(row)
         self.move(hi)
+    @property
+    def begin(self) -> np.ndarray:
+        "Where the history of each window begins"
+        return self.split.start[self.row]
     def move(self, hi):
         "Put the windows' ends at `hi`"
-        self.hi, self._hi = hi, torch.as_tensor(hi).to(self.device)
-        self.n = np.minimum(hi - self.begin, self.max_len)   # inputs in each window
+        self.hi = hi.astype(self.small)
+        self._hi = torch.as_tensor(self.hi).to(self.device)
+        self.n = np.minimum(hi - self.begin, self.max_len).astype(np.min_scalar_type(-self.max_len)) # inputs
     def __len__(self): return len(self.row)
 
-# %% ../../nbs/13_data.loader.ipynb #6a6d3e11
+# %% ../../nbs/13_data.loader.ipynb #e03a79e3
 @patch
 def batch(self: Windows,
           rows,        # device tensor of window numbers
@@ -62,11 +67,17 @@ def batch(self: Windows,
           every: bool, # every position is a target, or only the end
          ) -> Batch:
     "Some windows as a batch"
-    hi, begin = self._hi[rows, None], self._begin[rows, None]
+    hi, begin = self._ends(rows)
     at = torch.maximum(begin, hi - self.max_len) + torch.arange(width, device=self.device)
     look = lambda i: self.items[torch.minimum(i, hi)].long() * (at < hi)
     target = look(at + 1) if every else self.items[hi[:, 0]].long()
-    return Batch(look(at), target, self._user[rows], (hi - begin)[:, 0], self._time(at, hi), self._row[rows])
+    row = self._row[rows].long()
+    return Batch(look(at), target, self._user[row], (hi - begin)[:, 0], self._time(at, hi), row)
+
+@patch
+def _ends(self: Windows, rows):
+    "(B,1) ends of some windows and (B,1) beginnings of their histories"
+    return self._hi[rows, None].long(), self._start[self._row[rows].long(), None]
 
 @patch
 def _time(self: Windows, at, hi):
@@ -90,16 +101,17 @@ def hide(n,            # (B,) items in each row
     some = draw.argsort(1).argsort(1) < hidden_count(n, share)[:, None]
     return np.where(only, place == n[:, None] - 1, some)
 
-# %% ../../nbs/13_data.loader.ipynb #e842078b
+# %% ../../nbs/13_data.loader.ipynb #d8afc60b
 @patch
 def cloze(self: Windows, rows, hidden: np.ndarray) -> Batch: # hidden (B,width)
     "Some windows with a part of their items behind the mask"
-    hi, begin = self._hi[rows, None], self._begin[rows, None]
+    hi, begin = self._ends(rows)
     at = torch.maximum(begin, hi - self.max_len) + torch.arange(hidden.shape[1], device=self.device)
     items = self.items[torch.minimum(at, hi - 1)].long() * (at < hi)          # `hi` itself is never read
     gone = torch.as_tensor(hidden).to(self.device, non_blocking=True)
-    return Batch(items.masked_fill(gone, self.split.seqs.n_items + 1), items * gone, self._user[rows],
-                 (hi - begin)[:, 0], self._time(at, hi - 1), self._row[rows], int(hidden.sum()))
+    row, mask = self._row[rows].long(), self.split.seqs.n_items + 1
+    return Batch(items.masked_fill(gone, mask), items * gone, self._user[row],
+                 (hi - begin)[:, 0], self._time(at, hi - 1), row, int(hidden.sum()))
 
 # %% ../../nbs/13_data.loader.ipynb #0755172d
 def deal(n,                    # (R,) inputs in each window
@@ -121,7 +133,7 @@ def padding(n, blocks) -> float:
     "Cells computed per real token when the blocks are padded to their longest rows"
     return sum(int(n[b].max()) * len(b) for step in blocks for b in step) / max(1, int(n.sum()))
 
-# %% ../../nbs/13_data.loader.ipynb #faf08584
+# %% ../../nbs/13_data.loader.ipynb #13de1f04
 class Loader(Windows):
     "Training samples of a split, dealt in steps"
     def __init__(self, split: Split,    # normally `data.train`
@@ -139,7 +151,7 @@ class Loader(Windows):
         hi, row = targets_at(split, samples, window, max_len)
         if not len(hi): raise ValueError('no training sample: every history has fewer than two items')
         super().__init__(split, row, hi, max_len, device, time)
-        self.samples, self.window, self.end = samples, window, hi
+        self.samples, self.window, self.end = samples, window, self.hi
         self.batch_size, self.seed, self.mask_share, self.mask_last = batch_size, seed, mask_share, mask_last
         tries = [2 ** k for k in range(2, 6)] if parts is None else [parts]
         self.parts = next((p for p in tries if self.padding(parts=p) < 1.05), tries[-1])
@@ -204,11 +216,11 @@ class EvalLoader(Windows):
             b.n_targets = len(b)
             yield b
 
-# %% ../../nbs/13_data.loader.ipynb #34dc330f
+# %% ../../nbs/13_data.loader.ipynb #08f58bac
 @patch
 def seen(self: EvalLoader, b: Batch):
     "(r, i): every distinct item i of the history of row r of the batch, its target left out"
-    at, count = self._begin[b.row], b.length
+    at, count = self._start[b.row], b.length
     r = torch.repeat_interleave(torch.arange(len(b), device=self.device), count)
     k = torch.arange(len(r), device=self.device) - (count.cumsum(0) - count)[r]
     V = self.split.seqs.n_items + 1

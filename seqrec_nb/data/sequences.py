@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['Sequences', 'keep_rows', 'to_sequences']
 
-# %% ../../nbs/12_data.sequences.ipynb #3203f07f
+# %% ../../nbs/12_data.sequences.ipynb #e4f0cd45
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 import json
 import numpy as np
+from .report import RULE
 from .interactions import Interactions
 
-# %% ../../nbs/12_data.sequences.ipynb #2aa41884
+# %% ../../nbs/12_data.sequences.ipynb #4ef236a1
 @dataclass
 class Sequences:
     "All histories in one flat table"
@@ -25,6 +26,7 @@ class Sequences:
     titles: dict | None = None # original item id -> title
     unit: str = 's'            # unit of `times`
     name: str = ''             # where it came from
+    rule: str = RULE           # what ordered rows of one user and time; not hashed: the order itself is
     @property
     def n_users(self) -> int: return len(self.offsets) - 1
     @property
@@ -46,18 +48,19 @@ class Sequences:
         "sha256 of all that a model or a metric can see: ids, order and times"
         return _digest(self)
 
-# %% ../../nbs/12_data.sequences.ipynb #17fc5a85
+# %% ../../nbs/12_data.sequences.ipynb #1e646c10
 def _digest(s):
     h = sha256()
     for ids in (s.user_ids, s.item_ids): h.update(json.dumps(ids.tolist(), ensure_ascii=False).encode())
-    h.update(s.offsets.astype('<i8').tobytes()); h.update(s.items.astype('<i4').tobytes())
-    if s.times is not None: h.update(s.unit.encode() + s.times.astype('<i8').tobytes())
+    add = lambda a, kind: h.update(np.ascontiguousarray(a, kind))       # hashed where it lies, not copied
+    add(s.offsets, '<i8'); add(s.items, '<i4')
+    if s.times is not None: h.update(s.unit.encode()); add(s.times, '<i8')
     return h.hexdigest()
 
-# %% ../../nbs/12_data.sequences.ipynb #41efef3a
+# %% ../../nbs/12_data.sequences.ipynb #3e731146
 def _frequent(codes, least):
     "(N,) True where the row's code occurs at least `least` times"
-    return np.bincount(codes)[codes] >= least if len(codes) else np.zeros(0, bool)
+    return (np.bincount(codes) >= least)[codes] if len(codes) else np.zeros(0, bool)
 
 def keep_rows(user, item, min_item: int = 0, min_user: int = 0, core: bool = False) -> np.ndarray:
     "Indices of the rows that survive the two counts"
@@ -68,12 +71,18 @@ def keep_rows(user, item, min_item: int = 0, min_user: int = 0, core: bool = Fal
         if min_user > 1: rows = rows[_frequent(user[rows], min_user)]
         if not core or len(rows) == before: return rows
 
-# %% ../../nbs/12_data.sequences.ipynb #f61c7abb
-def _compact(codes):
-    "Codes without gaps, and the old code of each new one"
-    old, new = np.unique(codes, return_inverse=True)
-    return new, old
+# %% ../../nbs/12_data.sequences.ipynb #ede059e6
+def _in_use(codes):
+    "Codes that occur, ascending, and how often each does"
+    count = np.bincount(codes)
+    old = np.flatnonzero(count)
+    return old, count[old]
 
+def _in_order(x, rows):
+    "The rows by user, then time, then place in the file: a stable sort keeps that last order by itself"
+    return rows[np.lexsort((x.user[rows],) if x.time is None else (x.time[rows], x.user[rows]))]
+
+# %% ../../nbs/12_data.sequences.ipynb #5da12ebd
 def to_sequences(x: Interactions,          # a log, in the original row order
                  min_rating: float = None, # keep rows rated at least this
                  min_item: int = 0,        # then keep items with at least this many rows
@@ -89,10 +98,12 @@ def to_sequences(x: Interactions,          # a log, in the original row order
         rows = rows[x.rating >= min_rating]
     rows = rows[keep_rows(x.user[rows], x.item[rows], min_item, min_user, core)]
     if not len(rows): raise ValueError('no interactions are left after the filters')
-    keys = (x.user[rows],) if x.time is None else (x.time[rows], x.user[rows])
-    rows = rows[np.lexsort(keys)]          # a stable sort: equal keys keep the order of the file
-    user, users = _compact(x.user[rows]); item, items = _compact(x.item[rows])
-    offsets = np.r_[0, np.cumsum(np.bincount(user))].astype(np.int64)
+    rows = _in_order(x, rows)
+    users, lengths = _in_use(x.user[rows])
+    item = x.item[rows]
+    items, _ = _in_use(item)
+    number = np.zeros(len(x.items), np.int32); number[items] = np.arange(1, len(items) + 1)
+    offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
     times = None if x.time is None else x.time[rows]
-    return Sequences((item + 1).astype(np.int32), offsets, times, x.users[users], x.items[items],
-                     x.titles, x.unit, x.name)
+    return Sequences(number[item], offsets, times, x.users[users], x.items[items], x.titles, x.unit, x.name,
+                     x.rule)

@@ -14,7 +14,7 @@ from .sources import SOURCES, find
 from .interactions import Interactions
 from .sequences import Sequences, to_sequences
 
-# %% ../../nbs/12b_data.splits.ipynb #0f86b62a
+# %% ../../nbs/12b_data.splits.ipynb #d5c27c97
 @dataclass
 class Split:
     "Rows of histories, as slices of one flat table"
@@ -41,7 +41,8 @@ class Split:
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
         "(N,) int64 item ids of all histories, one after the other, and (N,) the row of each"
         row = np.repeat(np.arange(len(self)), self.length)
-        at = np.arange(len(row)) + np.repeat(self.stop - self.length.cumsum(), self.length)
+        at = np.repeat(self.stop - self.length.cumsum(), self.length)
+        at += np.arange(len(row))
         return self.seqs.items[at].astype(np.int64), row
     def take(self, rows) -> 'Split':
         "Some of the rows"
