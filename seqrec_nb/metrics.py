@@ -6,7 +6,7 @@
 __all__ = ['GAINS', 'GROUPS', 'Ranks', 'gains', 'per_user', 'hr', 'ndcg', 'mrr', 'averages', 'wilson', 'bootstrap', 'members',
            'describe', 'summary', 'paired', 'detectable']
 
-# %% ../nbs/60_metrics.ipynb #2ecfd230
+# %% ../nbs/60_metrics.ipynb #ed59cdf7
 import os
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
@@ -16,6 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 from .core import fold, unknown
 from .files import sync, write
+from .untrusted import read_arrays
 
 # %% ../nbs/60_metrics.ipynb #6d569644
 @dataclass
@@ -66,13 +67,13 @@ def save(self: Ranks,
     finally: part.unlink(missing_ok=True)
     sync(Path(path).parent)
 
-# %% ../nbs/60_metrics.ipynb #c42a0515
+# %% ../nbs/60_metrics.ipynb #1bd64823
 @patch(cls_method=True)
 def load(cls: Ranks,
     path # what `save` wrote
 ) -> Ranks:
     "Read the ranks of a run"
-    with np.load(path, allow_pickle=False) as z: return cls(**{c.name: z[c.name] for c in fields(cls)})
+    return cls(**read_arrays(path, [c.name for c in fields(cls)]))
 
 # %% ../nbs/60_metrics.ipynb #424f630c
 GAINS = {'HR': lambda r: np.ones(len(r)), 'NDCG': lambda r: 1 / np.log2(r + 2), 'MRR': lambda r: 1 / (r + 1)}
@@ -86,16 +87,16 @@ def gains(
     if not k.isdigit() or int(k) < 1: raise ValueError(f'{metric!r} needs a cut-off, as in {name}@10')
     return GAINS[name](np.arange(int(k)))
 
-# %% ../nbs/60_metrics.ipynb #cb16fd72
+# %% ../nbs/60_metrics.ipynb #3ac4c1ef
 def per_user(
     ranks: Ranks,
     metric: str   # such as 'NDCG@10'
 ) -> np.ndarray:
-    "(U,) the metric of each user, in expectation over the order of ties"
+    "(U,) the metric of each user, in expectation over the order of ties; 0 where the target has no rival"
     g = gains(metric)
     G = np.concatenate([[0.], g.cumsum()])
     first, after = np.minimum(ranks.above, len(g)), np.minimum(ranks.above + ranks.ties + 1, len(g))
-    return (G[after] - G[first]) / (ranks.ties + 1)
+    return (G[after] - G[first]) / (ranks.ties + 1) * (ranks.n_candidates > 1)
 
 # %% ../nbs/60_metrics.ipynb #74c72e36
 def hr(ranks: Ranks, k: int = 10) -> np.ndarray:
@@ -169,15 +170,21 @@ def describe(
     return {**result, 'count': n, 'hits@10': round(float(hr(ranks, 10).sum()), 4),
             'interval': {m: sure(m) if n else None for m in result}}
 
-# %% ../nbs/60_metrics.ipynb #b1aab5da
+# %% ../nbs/60_metrics.ipynb #6226e032
 def summary(
     ranks: Ranks,
     ks=(5, 10, 20),       # cut-offs
-    groups: dict = GROUPS # name -> longest history in the group
+    groups: dict = GROUPS, # name -> longest history in the group
+    cold=None             # (U,) bool, targets that training never saw; None: not counted
 ) -> dict:
     "The metrics of a run, ready for JSON: test_metrics, grouped_metrics"
-    return {'test_metrics': averages(ranks, ks), 'certain': int((ranks.n_candidates <= 10).sum()),
-            'grouped_metrics': {g: describe(ranks.where(m), ks) for g, m in members(ranks, groups).items()}}
+    alone, found = ranks.user[ranks.n_candidates == 1], members(ranks, groups)
+    out = {'test_metrics': averages(ranks, ks), 'certain': int((ranks.n_candidates <= 10).sum()),
+           'alone': dict(count=len(alone), users=alone[:100].tolist(), policy='a miss'),
+           'grouped_metrics': {g: describe(ranks.where(m), ks) for g, m in found.items()}}
+    if cold is None: return out
+    without = averages(ranks.where(~np.asarray(cold, bool)), ks)
+    return {**out, 'cold': dict(count=int(np.sum(cold)), policy='kept', test_metrics_without=without)}
 
 # %% ../nbs/60_metrics.ipynb #e4bb8687
 def paired(

@@ -136,4 +136,4 @@ def test_pictures_are_drawn_and_leave_pyplot_alone():
     draw_win_loss(axs[2], win_loss(a, b)); draw_win_loss(axs[3], win_loss(a, a))
     draw_alpha(axs[1], {'x': ([1, 2], [.1, .2])})
     assert plt.get_fignums() == before and dict(plt.rcParams) == settings
-    assert len(axs[2].get_yticks()) == 3 and axs[0].get_ylabel()
+    assert len(axs[2].get_yticks()) == 4 and axs[0].get_ylabel()   # the group without users stays

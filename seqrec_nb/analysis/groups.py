@@ -124,15 +124,14 @@ def draw_gaps(ax, d: np.ndarray, metric: str = 'NDCG@10'): # d (U,) differences 
     ax.text(50, 0, f'{100 * (d == 0).mean():.1f} % equal', color='.3', ha='center', va='bottom', fontsize=9)
     tidy(ax)
 
-# %% ../../nbs/72_analysis.groups.ipynb #3c5bcd20
+# %% ../../nbs/72_analysis.groups.ipynb #16e5b9ae
 def draw_win_loss(ax, found: dict): # what `win_loss` gives
     "Shares of users that are worse (left) and better (right), by group"
-    found = {g: f for g, f in found.items() if f['count']}
-    at, far = np.arange(len(found))[::-1], max([f[k] for f in found.values() for k in ('better', 'worse')])
+    at, far = np.arange(len(found))[::-1], max(f[k] or 0 for f in found.values() for k in ('better', 'worse'))
     for sign, key, c in ((-1, 'worse', WORSE), (1, 'better', BETTER)):
-        share = [100 * f[key] for f in found.values()]
+        share = [100 * (f[key] or 0) for f in found.values()]
         ax.barh(at, np.multiply(share, sign), .6, color=c)
-        for y, s in zip(at, share):
+        for y, s in [(y, s) for y, s, f in zip(at, share, found.values()) if f['count']]:
             side = 'left' if sign > 0 else 'right'
             ax.text(sign * (s + 3 * far), y, f'{s:.1f}', ha=side, va='center', fontsize=8)
     ax.axvline(0, color='.2', lw=.8)
