@@ -47,6 +47,11 @@ def test_one_seed_one_run(loss, threads):
     (l1, w1), (l2, w2), (l3, w3) = go(), go(noise=5), go(1)
     assert l1 == l2 and same(w1, w2) and l1[0] != l3[0] and not same(w1, w3)
 
+def test_bf16_repeats_with_threads():
+    "Threads must not share torch's store of cast weights: who is faster would decide the rounding"
+    runs = [weights(trainer(threads=2, precision='bf16', batch_size=40, d_model=32).fit(12)) for _ in range(3)]
+    assert same(runs[0], runs[1]) and same(runs[0], runs[2])
+
 @pytest.mark.parametrize('threads', [1, 2])
 def test_every_step_draws_anew(threads):
     "The same batch with the same weights: dropout is a function of the number of the step"
