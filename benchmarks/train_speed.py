@@ -17,7 +17,8 @@ from seqrec_nb.device import describe, peak_memory, tune_allocator
 from seqrec_nb.evaluate import ranks
 from seqrec_nb.losses import make_loss
 from seqrec_nb.models import SASRec
-from seqrec_nb.train import Trainer, autocast, backward, update
+from seqrec_nb.device import autocast
+from seqrec_nb.train import Trainer, backward, update
 
 
 class Padded(Dataset):

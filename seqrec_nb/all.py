@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_all.ipynb #24eea91a
+# %% ../nbs/99_all.ipynb #47cfd25f
 from .core import Batch, Out, fold, generator, reseed
 from .device import pick_device, tune_allocator
 from .data import SOURCES, PROTOCOLS, DataError, Dataset, EvalLoader, Interactions, Loader, Protocol
@@ -19,13 +19,20 @@ from .models import MODELS, Cooccurrence, Markov, Popularity, SASRec, SeqModel
 from .models import BERT4Rec, Caser, GraphRec, GRU4Rec, HybridSASRecGNN
 from .models import check_model, create, register_model
 from .losses import BCE, BPR, GBCE, LOSSES, CrossEntropy, SampledSoftmax
+from .memory import NotEnoughMemory, check_memory
+from .parallel import World, join
 from .train import Callback, NonFinite, Trainer
 from .callbacks import EarlyStopping, GracefulStop, History, Progress, Validate
 from .checkpoint import Checkpoint
+from .recover import Audit, Rewind
 from .metrics import GROUPS, Ranks, averages, hr, mrr, ndcg, paired, summary
 from .evaluate import ranks
+from .analysis.ties import tie_report
 from .experiment import Experiment, run
 from .compare import compare
+from .catalogue import RequestError
+from .answers import Recommendation
+from .recommend import Recommender, recommend
 
 # %% ../nbs/99_all.ipynb #ec595ba6
 __all__ = [o for o in dir() if not o.startswith('_')]

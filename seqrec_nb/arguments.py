@@ -7,9 +7,10 @@ __all__ = ['OWN', 'text_flag', 'experiment', 'settings_flags', 'model_flags', 'a
            'names_of', 'with_defaults', 'second_parser', 'read_config', 'typed', 'merged', 'check_names',
            'train_arguments']
 
-# %% ../nbs/89c_arguments.ipynb #f4e54ad5
+# %% ../nbs/89c_arguments.ipynb #79a1b239
 import json
 from pathlib import Path
+from .untrusted import read_object
 from .flags import Flag, Parser, UsageError, add_flags, argument_flags, dashed, field_flags, reader
 
 # %% ../nbs/89c_arguments.ipynb #bf5b7159
@@ -91,7 +92,7 @@ def second_parser(model: str, basics: dict) -> Parser: # basics: model, data, pr
         parser.elsewhere = {'--' + f.name.replace('_', '-'): other for f in flags} | parser.elsewhere
     return parser
 
-# %% ../nbs/89c_arguments.ipynb #efddb738
+# %% ../nbs/89c_arguments.ipynb #17b795d1
 def read_config(path: str) -> dict:
     "Settings from a JSON or YAML file"
     try: text = Path(path).read_text(encoding='utf-8')
@@ -99,7 +100,7 @@ def read_config(path: str) -> dict:
     if Path(path).suffix in ('.yaml', '.yml'):
         import yaml
         found = yaml.safe_load(text)
-    else: found = json.loads(text)
+    else: found = read_object(path)
     if not isinstance(found, dict): raise UsageError(f'seqrec train: {path} holds no settings')
     return {k.replace('-', '_'): v for k, v in found.items()}
 

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'resume_line', 'train', 'examine', 'data', 'evaluate', 'runs', 'doctor', 'usage', 'command', 'main']
 
-# %% ../nbs/90_cli.ipynb #9b3e0a40
-import shlex, sys, traceback
+# %% ../nbs/90_cli.ipynb #7ed39240
+import os, shlex, sys, traceback
 from pathlib import Path
 from .arguments import experiment, train_arguments
 from .commands import analyze, compare, grid
 from .flags import Parser, UsageError, dashed
+from .recommending import recommend
 
-# %% ../nbs/90_cli.ipynb #bcb87719
+# %% ../nbs/90_cli.ipynb #66c0729c
 def resume_line(argv: list, out: Path) -> str:
     "The command that continues an interrupted training"
     kept, skip = [], False
@@ -20,24 +21,29 @@ def resume_line(argv: list, out: Path) -> str:
         mine = dashed([a])[0].partition('=')[0] in ('--out', '--resume', '--save-dir')
         if not skip and not mine: kept.append(a)
         skip = not skip and mine and '=' not in a
-    return f"resume with: seqrec train {shlex.join([*kept, '--out', str(out), '--resume', 'auto'])}"
+    together = int(os.environ.get('WORLD_SIZE', 1)) > 1
+    start = 'torchrun … -m seqrec_nb.cli' if together else 'seqrec'
+    return f"resume with: {start} train {shlex.join([*kept, '--out', str(out), '--resume', 'auto'])}"
 
-# %% ../nbs/90_cli.ipynb #f7f9ea6d
+# %% ../nbs/90_cli.ipynb #82a66484
 def train(argv: list) -> int:
     "train a model and report"
     e, own, parser = train_arguments(argv)
     if e is None: parser.print_help(); return 0
+    from seqrec_nb.parallel import rank
     from seqrec_nb.report import report
     from seqrec_nb.train import NonFinite
     E, out = experiment(), Path(own['out'] or Path(own['save_dir'])/e.name)
-    if e.preset: print(f'preset {e.preset}:', ', '.join(f'{k} {getattr(e, k)}' for k in E.PRESETS[e.preset]))
+    tell = print if rank() == 0 else lambda *text, **_: None       # of several processes, one speaks
+    if e.preset: tell(f'preset {e.preset}:', ', '.join(f'{k} {getattr(e, k)}' for k in E.PRESETS[e.preset]))
     try: E.run(e, out, own['resume'])
     except (E.Interrupted, KeyboardInterrupt) as stop:
-        print(f'{str(stop) or "interrupted"}\n{resume_line(argv, out)}', file=sys.stderr)
+        tell(f'{str(stop) or "interrupted"}\n{resume_line(argv, out)}', file=sys.stderr)
         return 75
     except NonFinite as bad:
-        print(f'seqrec train: {bad}\nA smaller --lr, or --clip 1, may help.', file=sys.stderr)
+        tell(f'seqrec train: {bad}', file=sys.stderr)
         return 3
+    if rank(): return 0
     print('\n' + report(out))
     return examine(out) if e.preset == 'test' else 0
 
@@ -102,8 +108,8 @@ def doctor(argv: list) -> int:
     print(as_text(examine()))
     return 0
 
-# %% ../nbs/90_cli.ipynb #88c2becc
-COMMANDS = {f.__name__: f for f in (train, grid, compare, analyze, runs, evaluate, data, doctor)}
+# %% ../nbs/90_cli.ipynb #bba397cb
+COMMANDS = {f.__name__: f for f in (train, grid, compare, analyze, runs, evaluate, recommend, data, doctor)}
 
 def usage() -> str:
     "What `seqrec --help` prints"
@@ -124,6 +130,8 @@ def command(argv: list) -> int:
 def main(argv: list = None) -> int: # None: those of the process
     "The console script; returns the exit code"
     argv = sys.argv[1:] if argv is None else [str(a) for a in argv]
+    for stream in (sys.stdout, sys.stderr):      # a terminal that lacks a character shows ? for it
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     try: return command(argv)
     except SystemExit as e: return e.code or 0            # argparse has printed its help
     except UsageError as e: code, text = 2, str(e)

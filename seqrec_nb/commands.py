@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['grid_parser', 'changes', 'make_plan', 'grid', 'worked', 'print_outcome', 'compare', 'analyze']
 
-# %% ../nbs/89d_commands.ipynb #cbc43b17
-import shlex, sys
+# %% ../nbs/89d_commands.ipynb #78473150
+import os, shlex, sys
 from pathlib import Path
 from .flags import Parser, UsageError
 
@@ -57,10 +57,12 @@ def make_plan(found: dict): # found: what the parser read
     except ValueError as e:
         raise UsageError('\n'.join(f'seqrec grid: {line}' for line in str(e).splitlines())) from None
 
-# %% ../nbs/89d_commands.ipynb #58a89d58
+# %% ../nbs/89d_commands.ipynb #94fc0e09
 def grid(argv: list) -> int:
     "run a table of experiments, and end with its comparison"
     found = grid_parser().read(argv)
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise UsageError('seqrec grid starts its own processes (--workers N): call it without a launcher')
     from seqrec_nb.grid import TABLES, notes
     if found['list'] or not found['table']:
         print('\n'.join(f'{name:10} {" ".join(notes(text))}' for name, text in TABLES.items()))

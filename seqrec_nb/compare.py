@@ -7,15 +7,16 @@ __all__ = ['FREE', 'STRICT', 'SEEDS', 'one_task', 'essence', 'settings_of', 'but
            'differing', 'unequal', 'doubts', 'mean', 'result', 'comparison', 'against', 'verdict', 'p_text',
            'level_rows', 'difference_rows', 'by_value', 'told', 'compare']
 
-# %% ../nbs/81_compare.ipynb #6137062a
+# %% ../nbs/81_compare.ipynb #f11e5e2f
 import json, os, sys
 from dataclasses import fields
 from pathlib import Path
 from statistics import fmean
+from .untrusted import read_object
 from .analysis.significance import contrast, holm, level, per_seed
 from .experiment import read_metrics
 from .metrics import Ranks
-from .record import Experiment
+from .record import HOW, Experiment
 from .report import latex, number, span, table
 from .report import verdict as direction
 
@@ -28,8 +29,8 @@ def one_task(metrics: dict): # name -> metrics.json
         told = '; '.join(f"{p} on {f}: {', '.join(names)}" for (p, f), names in tasks.items())
         raise ValueError(f'these runs cannot be compared, their protocols or data differ: {told}')
 
-# %% ../nbs/81_compare.ipynb #f168da7e
-FREE = ('name', 'preset', 'device', 'threads', 'save_every')
+# %% ../nbs/81_compare.ipynb #1a74c507
+FREE = ('name', 'preset', *HOW)
 
 def essence(settings: dict, without=()) -> dict: # without: more settings that do not count
     "The settings that make an experiment what it is"
@@ -37,7 +38,7 @@ def essence(settings: dict, without=()) -> dict: # without: more settings that d
 
 def settings_of(run) -> dict: # a run directory
     "What makes a run the experiment that it is"
-    here = json.loads((Path(run)/'experiment.json').read_text(encoding='utf-8'))
+    here = read_object(Path(run)/'experiment.json')
     default = {f.name: f.default for f in fields(Experiment) if f.name != 'args'}
     return essence({**default, **here}, ('data',))
 

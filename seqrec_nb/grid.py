@@ -6,13 +6,14 @@
 __all__ = ['tiny_log', 'label', 'Row', 'TableError', 'part', 'read_row', 'trial', 'is_counted', 'Table', 'notes', 'open_table',
            'change', 'head_faults', 'budget', 'unequal', 'uneven', 'read_table']
 
-# %% ../nbs/82_grid.ipynb #baaabfcb
+# %% ../nbs/82_grid.ipynb #ae430799
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
 import io, re, warnings
 import pandas as pd
+from .untrusted import safe_name
 from .core import unknown
 from .cells import is_given, kinds, read_cell, read_seeds
 from .designs import TABLES
@@ -44,7 +45,7 @@ class Row:
         "The row's first experiment: budget and task are those of all"
         return self.experiment(self.seeds[0], next(iter(self.candidates().values()), None))
 
-# %% ../nbs/82_grid.ipynb #c484a0fb
+# %% ../nbs/82_grid.ipynb #e34c1e30
 class TableError(ValueError): "What is wrong with a table, by row and column; one line for each fault"
 
 def part(column: str, read, cell):
@@ -59,6 +60,7 @@ def read_row(cells: dict) -> Row: # column -> cell
         if k not in given: raise TableError(f'column {k}: is empty')
     name, seeds = str(given.pop('name')).strip(), part('seeds', read_seeds, given.pop('seeds', 0))
     if not re.fullmatch(r'\w[\w.,=+-]*', name): raise TableError(f'column name: {name!r} is no folder name')
+    part('name', safe_name, name)
     known = part('model', lambda m: kinds(str(m).strip()), given['model'])
     fixed, axes = {}, []
     for column, cell in given.items():

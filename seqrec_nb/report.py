@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'CUTS', 'RANGE', 'latex', 'latex_table', 'is_numbers', 'table', 'number', 'span', 'shorten', 'headline',
-           'compared', 'against', 'groups', 'group_baselines', 'verdict', 'differences', 'fusion', 'titles', 'places',
-           'load_metrics', 'parts', 'render', 'report', 'tied', 'split_lines', 'split_report']
+           'compared', 'against', 'groups', 'group_baselines', 'verdict', 'differences', 'fusion', 'untold', 'titles',
+           'places', 'load_metrics', 'parts', 'render', 'report', 'tied', 'split_lines', 'split_report']
 
-# %% ../nbs/80b_report.ipynb #1ea8fffe
+# %% ../nbs/80b_report.ipynb #78971477
 import json, re, textwrap
 from pathlib import Path
+from .untrusted import read_object
 
 # %% ../nbs/80b_report.ipynb #45cedfce
 SPECIAL = str.maketrans({'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
@@ -132,6 +133,17 @@ def fusion(m: dict) -> tuple[list, list]:
     return ['history', 'users', 'mean', 'sd', 'least', 'most'], [
         [RANGE.get(g, g), f"{a['count']:,}", *numbers(a)] for g, a in m['alpha_stats'].items()]
 
+# %% ../nbs/80b_report.ipynb #b661be20
+def untold(m: dict) -> list[str]: # m: a run's metrics.json
+    "Targets that training never saw, users without a choice, groups without users"
+    out, cold, alone = [], m.get('cold') or {}, (m.get('alone') or {}).get('count', 0)
+    if n := cold.get('count'):
+        rest = number(cold['test_metrics_without']['NDCG@10'])
+        out.append(f'{n:,} test targets occur in no training row: kept; NDCG@10 without them {rest}')
+    if alone: out.append(f'{alone:,} users have no candidate but the target: counted as misses')
+    empty = [RANGE.get(g, g) for g, x in (m.get('grouped_metrics') or {}).items() if not x['count']]
+    return out + ([f"nobody in: {', '.join(empty)}"] if empty else [])
+
 # %% ../nbs/80b_report.ipynb #17d9a67d
 def titles(m: dict) -> list[str]:
     "One user's last items and five recommendations"
@@ -148,10 +160,10 @@ def places(m: dict, run: Path) -> list[str]:
     names = [p.name + '/' * p.is_dir() for p in there if p.name[:1] != '.']
     return [str(run), textwrap.fill(', '.join(names), 96), *tested]
 
-# %% ../nbs/80b_report.ipynb #9d23f184
+# %% ../nbs/80b_report.ipynb #0de3bfbc
 def load_metrics(run) -> dict: # a run directory
     "What a finished run found"
-    try: return json.loads((Path(run)/'metrics.json').read_text(encoding='utf-8'))
+    try: return read_object(Path(run)/'metrics.json')
     except FileNotFoundError: pass
     if (Path(run)/'experiment.json').exists():
         raise FileNotFoundError(f'{run} has no metrics.json: that run is not finished')
@@ -164,6 +176,7 @@ def parts(m: dict, run: Path | None = None) -> list:
     if len(compared(m)) > 1:
         out.append(('HR@10 and NDCG@10 by length of history, against the baselines', group_baselines(m)))
     if m.get('paired'): out.append(('difference for the same users', differences(m)))
+    if lines := untold(m): out.append(('users that a model could do little for', lines))
     if m.get('alpha_stats'): out.append(('weight α of own vectors against those of the graph', fusion(m)))
     if m.get('recommendations'): out.append(('one history', titles(m)))
     return out + ([('files', places(m, run))] if run else [])
@@ -200,7 +213,7 @@ def tied(data) -> tuple[float, int] | None: # data: a Dataset
     before, after = np.append(False, same), np.append(same, False)
     return float((before | after).mean()), int(before[data.test.stop].sum())
 
-# %% ../nbs/80b_report.ipynb #d9375a77
+# %% ../nbs/80b_report.ipynb #4431cb2e
 def split_lines(data) -> list[tuple[str, str]]: # data: a Dataset
     "What a protocol makes of the rows, as (subject, sentence)"
     import numpy as np
@@ -214,7 +227,9 @@ def split_lines(data) -> list[tuple[str, str]]: # data: a Dataset
     told = 'no times: the order of the file counts' if ties is None else (
         f'{ties[0]:.1%} of rows share user and time with another; {ties[1]:,} of {len(data.test):,} test '
         f'targets have the time of the item before')
+    idle = len(np.setdiff1d(data.train.user, data.test.user))
     return [('users', f'{data.n_users:,}'), ('items', f'{data.n_items:,}'),
+            ('train only', f'{idle:,} users (fewer than three rows, or none after a cut date): never tested'),
             ('interactions', f'{data.n_interactions:,}'),
             ('split', sizes), ('test histories', count),
             ('rows a user', '0 5 25 50 75 95 100 % → ' + ' '.join(f'{x:,}' for x in q)),

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['is_locked', 'state', 'Entry', 'read_json', 'find_runs', 'not_comparable', 'runs_table', 'best_validation',
            'write_comparisons', 'save_csv', 'Check', 'check_data', 'check_convergence', 'check_groups', 'check_metrics',
-           'check_ranks', 'check_best', 'check_run', 'check_text']
+           'check_ranks', 'check_best', 'check_run', 'check_files', 'check_text']
 
-# %% ../nbs/80c_runs.ipynb #6a563d2d
-import csv, json
+# %% ../nbs/80c_runs.ipynb #edf30a13
+import csv, json, zlib
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
+from .untrusted import read_object, safe_name
 from .report import CUTS, number, shorten, table
 
-# %% ../nbs/80c_runs.ipynb #fb72ddf4
+# %% ../nbs/80c_runs.ipynb #ee6a9830
 def is_locked(run: Path) -> bool:
     "Does a process work in this run directory?"
     from seqrec_nb.files import take
@@ -31,9 +32,10 @@ def state(run) -> str: # a run directory
     if is_locked(run): return 'running'
     if (run/'metrics.json').exists(): return 'done'
     log = (run/'run.log').read_text(encoding='utf-8').splitlines() if (run/'run.log').exists() else []
+    log = [line for line in log if line[:1] != ' ']                     # the lines of a report are indented
     return 'failed' if log and ' failed: ' in log[-1] else 'incomplete'
 
-# %% ../nbs/80c_runs.ipynb #894e3eb5
+# %% ../nbs/80c_runs.ipynb #dc8dcfe7
 class Entry(NamedTuple):
     "A run in a list"
     path: Path
@@ -49,9 +51,8 @@ class Entry(NamedTuple):
 
 def read_json(path: Path) -> dict:
     "A JSON object; empty if it is not there or not whole"
-    try: found = json.loads(path.read_text(encoding='utf-8'))
+    try: return read_object(path)
     except (OSError, ValueError): return {}
-    return found if isinstance(found, dict) else {}
 
 # %% ../nbs/80c_runs.ipynb #2f480163
 def find_runs(root='runs') -> list[Entry]: # a folder, searched to the bottom
@@ -87,7 +88,7 @@ def runs_table(
     head = ['model', 'data', 'protocol', 'seed', 'data id', 'HR@10', 'NDCG@10', 'state', 'run']
     return '\n'.join([table(head, [row(r) for r in runs], fmt), *not_comparable(runs)])
 
-# %% ../nbs/80c_runs.ipynb #b575c25f
+# %% ../nbs/80c_runs.ipynb #b4d46f1a
 def best_validation(m: dict, metric: str = 'NDCG@10') -> float | None: # m: metrics.json
     "A validation metric at the best epoch, if the run has one"
     fallback = m.get('best_val_metric') if m.get('monitor', metric) == metric else None
@@ -109,7 +110,7 @@ def write_comparisons(
             [*what.values(), *cells(x, (*tens, 'count'))]
             for what, m in rows if (x := m.get('grouped_metrics', {}).get(g))]
     for name, lines in tables.items():
-        with open(Path(folder)/f'{name}.csv', 'w', newline='', encoding='utf-8') as f:
+        with open(Path(folder)/f'{safe_name(name)}.csv', 'w', newline='', encoding='utf-8') as f:
             csv.writer(f).writerows(lines)
     return [Path(folder)/f'{name}.csv' for name in tables]
 
@@ -174,12 +175,12 @@ def check_metrics(m: dict) -> Check:
     ok = all(0 <= x <= 1 for row in rows for x in row) and all(row == sorted(row) for row in rows)
     return Check('test metrics', ok, ', '.join(f'{k} {t[k]:.4f}' for k in ('HR@10', 'NDCG@10', 'MRR@10')))
 
-# %% ../nbs/80c_runs.ipynb #ec540d1f
+# %% ../nbs/80c_runs.ipynb #564bf72d
 def check_ranks(m: dict, run: Path) -> Check:
     "Do the metrics follow from the saved ranks?"
     from seqrec_nb.metrics import Ranks, averages
     try: r = Ranks.load(run/'ranks.npz')
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as e:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as e:
         return Check('ranks', False, f'ranks.npz cannot be read: {e}')
     off = [k for k, v in averages(r).items() if abs(v - m['test_metrics'].get(k, -1)) > 1e-9]
     told = f"; other metrics than recorded: {', '.join(off)}" if off else ''
@@ -196,7 +197,7 @@ def check_best(m: dict, run: Path) -> Check:
     ok = c.get('epoch') == m.get('best_epoch')
     return Check('best checkpoint', ok, f"epoch {c.get('epoch')}, sha256 {found[:12]}, as tested")
 
-# %% ../nbs/80c_runs.ipynb #282d5f32
+# %% ../nbs/80c_runs.ipynb #240aa8aa
 def check_run(run) -> list[Check]: # a run directory
     "Data, convergence, groups, metrics, ranks and best checkpoint of a run"
     run = Path(run)
@@ -204,8 +205,16 @@ def check_run(run) -> list[Check]: # a run directory
     m = read_json(run/'metrics.json')
     if now != 'done': return [Check('state', False, now)]
     if not m: return [Check('state', False, 'metrics.json cannot be read')]
-    return [Check('state', True, now), check_data(m), *check_convergence(m, run), check_groups(m),
-            check_metrics(m), check_ranks(m, run), check_best(m, run)]
+    return [Check('state', True, now), check_files(run), check_data(m), *check_convergence(m, run),
+            check_groups(m), check_metrics(m), check_ranks(m, run), check_best(m, run)]
+
+def check_files(run: Path) -> Check:
+    "Are the files of the run, to the last bit, what was written?"
+    from seqrec_nb.manifest import CheckpointError, verify
+    if not (run/'MANIFEST.json').exists():
+        return Check('files', None, 'no MANIFEST.json: an older version ran')
+    try: return Check('files', True, f"{len(verify(run)['files'])} files are as they were written")
+    except CheckpointError as e: return Check('files', False, str(e))
 
 def check_text(checks: list) -> str: # of Check
     "An examination as text"

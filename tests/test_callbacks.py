@@ -85,6 +85,15 @@ def test_resumed_callbacks_decide_as_before(cut):
     second.fit()
     assert (second.epoch, second.stop, second.callbacks[0].state()) == (whole.epoch, whole.stop, whole.callbacks[0].state())
 
+def test_twin_without_its_state_a_resumed_run_decides_otherwise():
+    values = [.1, .3, .2, .2, .2, .2, .2, .2]
+    whole = FakeTrainer(Validate(scores(values)), EarlyStopping(2)).fit()
+    second = FakeTrainer(Validate(scores(values[3:])), EarlyStopping(2))
+    second.epoch = 3
+    second.fit()
+    assert (whole.epoch, whole.callbacks[0].best_epoch) == (4, 2)
+    assert (second.epoch, second.callbacks[0].best_epoch) == (6, 4)
+
 def test_history(tmp_path):
     path = tmp_path/'run'/'history.jsonl'
     FakeTrainer(Validate(scores([.1, .2, .3])), History(path), epochs=3).fit()
@@ -109,12 +118,65 @@ def test_history_is_rewound_to_where_the_run_continues(tmp_path):
     untimed = lambda rows: [{k: r[k] for k in ('epoch', 'step', 'loss', 'valid')} for r in rows]
     assert untimed(C.read_history(path)) == untimed(rows)
 
+def test_twin_without_rewinding_rows_double(tmp_path, monkeypatch):
+    def resumed(path):
+        FakeTrainer(Validate(scores([.1] * 3)), History(path), epochs=3).fit()
+        t = FakeTrainer(Validate(scores([.1] * 3)), History(path), epochs=4)
+        t.epoch = 1   # the checkpoint was older than the history
+        return [r['epoch'] for r in C.read_history((t.fit(), path)[1])]
+    assert resumed(tmp_path/'a.jsonl') == [1, 2, 3, 4]
+    monkeypatch.setattr(C, 'rewind', lambda path, epoch: None)
+    assert resumed(tmp_path/'b.jsonl') == [1, 2, 3, 2, 3, 4]
+
 def ends(text): return [(i + 1, None) for i, c in enumerate(text) if c == ord('\n')]
 
 def test_history_refuses_nan(tmp_path):
     t = FakeTrainer(History(tmp_path/'h.jsonl'))
     t.record = dict(epoch=1, loss=float('nan'), seconds=1., targets=1)
     with pytest.raises(ValueError): t.call('on_epoch_end')
+
+def broken(*a): raise OSError(28, 'No space left on device')
+
+def test_history_on_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(C, 'add', broken)
+    with pytest.raises(OSError, match=r'h\.jsonl: epoch 1 not recorded: No space left'): FakeTrainer(History(tmp_path/'h.jsonl'), epochs=3).fit()
+
+def test_history_waits_for_the_disk(tmp_path, monkeypatch):
+    path, out = tmp_path/'h.jsonl', io.StringIO()
+    t = FakeTrainer(History(path, 'warn'), Progress(out), epochs=2)
+    with monkeypatch.context() as m:
+        m.setattr(C, 'add', broken)
+        with pytest.raises(OSError): t.fit()   # nothing is on the disk at the end
+        state = json.loads(json.dumps(t.callbacks[0].state()))
+    assert '! ' in out.getvalue() and 'epoch 1 not recorded' in out.getvalue() and not path.exists()
+    assert len(state['waiting']) == 2
+    t = FakeTrainer(History(path, 'warn'), epochs=3)
+    t.callbacks[0].load_state(state)
+    t.epoch = 2
+    t.fit()
+    assert [r['epoch'] for r in C.read_history(path)] == [1, 2, 3] and t.callbacks[0].state() == {}
+
+@pytest.mark.parametrize('kind', ['a full disk', 'a closed terminal'])
+def test_training_does_not_depend_on_who_looks(kind, tmp_path, monkeypatch):
+    class Out(Tty if kind == 'a closed terminal' else io.StringIO):
+        def write(self, text): broken()
+    assert FakeTrainer(Progress(Out()), epochs=3).fit().epoch == 3
+    monkeypatch.setattr(Progress, 'show', lambda self, text, how='keep': getattr(self.screen, how)(text))   # twin
+    with pytest.raises(OSError): FakeTrainer(Progress(Out()), epochs=3).fit()
+
+def test_a_log_by_its_name_outlives_its_file(tmp_path):
+    path = tmp_path/'run.log'
+    path.write_text('before\n')
+    t = during(FakeTrainer(Progress(path), epochs=3), 4, path.unlink).fit()
+    assert [l.split()[0] for l in path.read_text().splitlines()] == ['epoch', 'epoch', 'finished']
+
+def test_announcements_reach_every_screen_or_warn():
+    a, b = io.StringIO(), io.StringIO()
+    t = FakeTrainer(Progress(a), Progress(b))
+    t.call('on_fit_start')
+    C.announce(t, 'hello')
+    assert a.getvalue() == b.getvalue() == 'hello\n'
+    with pytest.warns(UserWarning, match='hello'): C.announce(FakeTrainer(), 'hello')
 
 class Tty(io.StringIO):
     def isatty(self): return True

@@ -36,10 +36,10 @@ assert not {'torch', 'numpy', 'pandas', 'yaml'} & {*sys.modules}, 'heavy'
 '''
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in ('train', 'grid', 'compare', 'analyze', 'data', 'evaluate', 'runs', 'doctor'))
-    assert [*COMMANDS] == ['train', 'grid', 'compare', 'analyze', 'runs', 'evaluate', 'data', 'doctor']
+    assert all(name in done.stdout for name in ('train', 'grid', 'compare', 'analyze', 'data', 'evaluate', 'recommend', 'runs', 'doctor'))
+    assert [*COMMANDS] == ['train', 'grid', 'compare', 'analyze', 'runs', 'evaluate', 'recommend', 'data', 'doctor']
 
-@pytest.mark.parametrize('line', ['train --help', 'train markov --help', 'data --help', 'evaluate -h', 'runs -h', 'doctor -h', 'grid --help', 'compare -h', 'analyze -h'])
+@pytest.mark.parametrize('line', ['train --help', 'train markov --help', 'data --help', 'evaluate -h', 'runs -h', 'doctor -h', 'grid --help', 'compare -h', 'analyze -h', 'recommend -h'])
 def test_every_command_has_help(line, capsys):
     assert main(line.split()) == 0
     assert line.split()[0] in capsys.readouterr().out

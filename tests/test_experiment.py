@@ -78,7 +78,7 @@ def test_names_of_runs_are_of_their_settings():
 # what a run leaves
 
 def test_files(made):
-    want = {'experiment.json', 'run.log', 'history.jsonl', 'metrics.json', 'ranks.npz', 'best', 'last'}
+    want = {'experiment.json', 'run.log', 'history.jsonl', 'metrics.json', 'ranks.npz', 'MANIFEST.json', 'best', 'last'}
     assert want <= {p.name for p in made.iterdir()}
     for kind in ('best', 'last'): assert {'model.safetensors', 'state.json', 'MANIFEST.json'} <= {p.name for p in (made/kind).iterdir()}
     assert (made/'last/optim.safetensors').exists() and not list(made.rglob('*.pt')) + list(made.rglob('*.pkl'))
@@ -104,6 +104,7 @@ def test_schema_of_metrics(made):
     assert set(m['grouped_metrics']) == {'short', 'medium', 'long', 'overall'} and m['grouped_metrics']['long']['count'] == 0
     assert m['grouped_metrics']['overall']['count'] == 60 == m['n_users'] and m['grouped_metrics']['overall']['HR@10'] == m['test_metrics']['HR@10']
     assert m['grouped_metrics']['long']['HR@10'] is None
+    assert m['order'] == 'user-time-row' and m['cold']['policy'] == 'kept' and m['alone']['count'] == 0
     assert set(m['baselines']) == set(m['paired']) == {'popularity', 'markov', 'cooccurrence'}
     for b in m['baselines'].values(): assert {'test_metrics', 'grouped_metrics'} <= set(b)
     for p in m['paired'].values():
@@ -309,3 +310,23 @@ def test_nobody_to_test_is_said(tmp_path):
     path = tmp_path/'short.csv'
     pd.DataFrame(dict(user=[1, 1, 2, 2], item=[1, 2, 2, 3], timestamp=np.arange(4) + 10**9)).to_csv(path, index=False)
     with pytest.raises(ValueError, match='(?i)three|test|valid'): run(Experiment(data=path, **TINY), tmp_path/'run')
+
+def test_a_flip_anywhere_in_the_record_is_a_gap(own):
+    "metrics.json, ranks.npz, experiment.json, history.jsonl and their manifest: `seqrec runs --check` finds any bit"
+    import random
+    from seqrec_nb import runs
+    gap = lambda: [c.detail for c in runs.check_run(own) if c.ok is False]
+    assert not gap()
+    rng, names = random.Random(0), ('metrics.json', 'ranks.npz', 'experiment.json', 'history.jsonl', 'MANIFEST.json')
+    alone = 0
+    for name in names * 8:
+        path = own/name
+        good = path.read_bytes()
+        bit = rng.randrange(8 * len(good))
+        path.write_bytes(good[:bit // 8] + bytes([good[bit // 8] ^ 1 << bit % 8]) + good[bit // 8 + 1:])
+        assert any(name in g or 'metrics.json' in g for g in gap()), name
+        manifest = (own/'MANIFEST.json').rename(own/'gone')      # the twin: a record without its manifest
+        alone += not gap()
+        (own/'gone').rename(own/'MANIFEST.json')
+        path.write_bytes(good)
+    assert not gap() and alone > 8, 'without the manifest many flips are silent'

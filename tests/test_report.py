@@ -147,12 +147,12 @@ def test_damaged_files_are_gaps(runs):
     (runs/'a/best/model.safetensors').write_bytes(weights)
     history = [json.loads(l) for l in (runs/'a/history.jsonl').read_text().splitlines()]
     (runs/'a/history.jsonl').write_text(''.join(json.dumps({**h, 'loss': 1. + k}) + '\n' for k, h in enumerate(history)))
-    assert gaps(runs/'a') == {'ranks', 'best checkpoint', 'loss'}
+    assert gaps(runs/'a') == {'files', 'ranks', 'best checkpoint', 'loss'}
     shutil.rmtree(runs/'a/best')
     whole = (runs/'a/ranks.npz').read_bytes()
     for torn in (b'', whole[:len(whole) // 2], b'not a zip file'):
         (runs/'a/ranks.npz').write_bytes(torn)
-        assert gaps(runs/'a') == {'ranks', 'best checkpoint', 'loss'}
+        assert gaps(runs/'a') == {'files', 'ranks', 'best checkpoint', 'loss'}
 
 def test_a_best_epoch_at_the_end_is_worth_a_look(runs):
     m, e = load_metrics(runs/'a'), json.loads((runs/'a/experiment.json').read_text())

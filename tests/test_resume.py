@@ -2,7 +2,7 @@
 
 Runs happen in children of `python test_resume.py`, which imports torch once and forks: a kill -9 is real and costs milliseconds.
 """
-import hashlib, json, os, random, resource, shutil, signal, subprocess, sys, traceback, warnings
+import hashlib, json, os, random, resource, shutil, signal, subprocess, sys, tempfile, traceback, warnings
 from pathlib import Path
 import pytest
 
@@ -25,7 +25,8 @@ def toy_data():
 
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 
-def build(run, fault=None, at=0, epochs=4, patience=2, d_model=8, resume='auto', every_steps=3):
+def build(run, fault=None, at=0, epochs=4, patience=2, d_model=8, resume='auto', every_steps=3, on_save_error='stop',
+          size=2_000, until=0, die=0, graceful=True):
     "The trainer of a small run, with a fault in it"
     import torch
     from seqrec_nb.callbacks import EarlyStopping, GracefulStop, History, Progress, Validate
@@ -42,9 +43,11 @@ def build(run, fault=None, at=0, epochs=4, patience=2, d_model=8, resume='auto',
     ce, valid, done = CrossEntropy(), EvalLoader(data.valid, max_len=8), []
     def loss(model, out, b):
         value = ce(model, out, b)
+        if t.step == until > 0: limit(resource.RLIM_INFINITY)
+        if t.step == die > 0: kill()
         if t.step == at and fault in DURING_A_STEP and not done:
             done.append(fault)   # a step may have several batches
-            return DURING_A_STEP[fault](model, value)
+            return DURING_A_STEP[fault](model, value, size)
         return value
     def score(model):
         found = ranks(model, valid)
@@ -56,23 +59,33 @@ def build(run, fault=None, at=0, epochs=4, patience=2, d_model=8, resume='auto',
         def on_fit_end(self, t):
             if fault == 'end': kill()
     identity = dict(model=dict(d_model=d_model), data=data.fingerprint)
-    callbacks = [GracefulStop(), Validate(score), History(run/'history.jsonl'), Progress(), EarlyStopping(patience),
-                 Checkpoint(run, identity, resume, every_seconds=0, every_steps=every_steps), Killer()]
+    callbacks = [*[GracefulStop()] * graceful, Validate(score), History(run/'history.jsonl', on_save_error), Progress(), EarlyStopping(patience),
+                 Checkpoint(run, identity, resume, every_seconds=0, every_steps=every_steps, on_save_error=on_save_error), Killer()]
     t = Trainer(model, Loader(data.train, max_len=8, batch_size=16), loss, lr=.02, callbacks=callbacks)
     if fault == 'disk': count_disk_calls(at)
     return t, epochs
 
-def nan_gradient(model, value):
+def without_guard(fault):
+    "Take one guard away: what the twins of the tests look at"
+    from seqrec_nb import checkpoint
+    if fault == 'unprobed': checkpoint.check_writable = lambda folder: None
+    if fault == 'forget_stop': checkpoint.EarlyStopping = type('Nobody', (), {})
+    if fault in ('readonly', 'unprobed') and not os.geteuid(): os.setresuid(65534, 65534, 65534)   # root may write anywhere
+
+def limit(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+def nan_gradient(model, value, size):
     next(p for k, p in model.named_parameters() if 'norm' in k).register_hook(lambda g: g * float('nan'))
     return value
 
-def full_disk(model, value):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
+def full_disk(model, value, size):
+    limit(size)
     return value
 
-DURING_A_STEP = dict(step=lambda m, v: kill(), term=lambda m, v: (os.kill(os.getpid(), signal.SIGTERM), v)[1],
-                     ctrl_c=lambda m, v: (os.kill(os.getpid(), signal.SIGINT), v)[1],
-                     nan=lambda m, v: v * float('nan'), nan_gradient=nan_gradient, full=full_disk)
+DURING_A_STEP = dict(step=lambda m, v, _: kill(), term=lambda m, v, _: (os.kill(os.getpid(), signal.SIGTERM), v)[1],
+                     ctrl_c=lambda m, v, _: (os.kill(os.getpid(), signal.SIGINT), v)[1],
+                     nan=lambda m, v, _: v * float('nan'), nan_gradient=nan_gradient, full=full_disk,
+                     term_full=lambda m, v, size: (full_disk(m, v, size), os.kill(os.getpid(), signal.SIGTERM), v)[2])
 DISK = ('mkdir', 'fsync', 'rename', 'replace', 'truncate', 'unlink', 'rmdir')
 
 def count_disk_calls(at):
@@ -98,8 +111,10 @@ def child(run, **kw):
     sys.stdout = sys.stderr = log = open(run/'out.txt', 'a')
     warnings.simplefilter('always')
     try:
+        without_guard(kw.get('fault'))
         t, epochs = build(run, **kw)
-        t.fit(epochs)
+        try: t.fit(epochs)
+        finally: limit(resource.RLIM_INFINITY)
         print('stop:', t.stop, 'step:', t.step, 'disk calls:', globals().get('DISK_CALLS'))
         return INTERRUPTED if t.stop == 'interrupted' else FINISHED
     except (CheckpointError, NonFinite) as e:
@@ -314,5 +329,97 @@ def test_another_environment_is_announced(train, tmp_path):
     path.write_text(dumps(seal(m)))
     assert train(run) == FINISHED
     assert 'not to the same bits: threads: 7 then, 1 now' in out(run)
+
+def test_a_run_of_the_first_version_continues(train, tmp_path):
+    "Stopped by 0.1.0 in step 7: a later version takes it up there"
+    run = tmp_path/'run'
+    shutil.copytree(ROOT/'tests'/'assets'/'checkpoint-0.1.0', run)
+    assert train(run, d_model=4, resume='must', patience=0) == FINISHED, out(run)
+    rows = [json.loads(line) for line in (run/'history.jsonl').read_text().splitlines()]
+    assert [r['epoch'] for r in rows] == [2, 3, 4] and state(run)['step'] == 20 and rows[-1]['loss'] < 2.96
+
+def test_a_time_budget_ends_with_75_and_the_command_that_resumes(tmp_path, monkeypatch, capsys):
+    import numpy as np
+    from seqrec_nb import callbacks, cli, training
+    rng = np.random.default_rng(0)
+    rows = [f'{u},{(u + k * rng.integers(1, 3)) % 12},{10**9 + u * 100 + k}' for u in range(30) for k in range(6)]
+    (tmp_path/'log.csv').write_text('\n'.join(['user,item,timestamp', *rows]))
+    monkeypatch.chdir(tmp_path)
+    args = 'train sasrec log.csv --epochs 2 --patience 0 --max_len 5 --d_model 4 --n_blocks 1 --n_heads 1 --batch_size 8 --device cpu --threads 1'.split()
+    with monkeypatch.context() as m:
+        m.setattr(training, 'GracefulStop', lambda *a: callbacks.GracefulStop(budget=1e-9))
+        assert cli.main([*args, '--out', 'part']) == 75
+    told = capsys.readouterr().err
+    assert state(tmp_path/'part')['step'] == 1 and 'time budget; everything is saved in part' in told
+    line = next(l for l in told.splitlines() if l.startswith('resume with: seqrec '))
+    assert cli.main(line.removeprefix('resume with: seqrec ').split()) == 0
+    assert state(tmp_path/'part')['epoch'] == 2 and (tmp_path/'part'/'metrics.json').exists()
+
+# ---- what the guards are for: the same without one
+
+def test_without_the_handler_a_signal_is_a_kill(train, whole, tmp_path):
+    run = tmp_path/'run'
+    assert train(run, fault='term', at=13, every_steps=0, graceful=False) == -signal.SIGTERM
+    assert state(run)['step'] == 10, 'all steps since the last save are lost'
+    assert train(run) == FINISHED
+    assert result(run) == whole['result'], 'but the result is not'
+
+def test_without_the_decision_in_the_checkpoint_a_stopped_run_goes_on(train, tmp_path):
+    run, kw = tmp_path/'run', dict(patience=1, epochs=40)
+    assert train(run, **kw) == FINISHED and 'stop: early stopping' in out(run)
+    before = state(run)['step']
+    assert train(run, fault='forget_stop', **kw) == FINISHED
+    assert state(run)['step'] > before
+
+@pytest.fixture
+def readonly():
+    "A folder that only its owner may enter, and nobody may write to"
+    run = Path(tempfile.mkdtemp())   # not below pytest's folders, which others may not enter
+    run.chmod(0o555)
+    yield run
+    run.chmod(0o755)
+    shutil.rmtree(run)
+
+def test_a_read_only_folder_fails_before_the_first_step(train, readonly):
+    if os.geteuid(): pytest.skip('only root can open the log of this test there')
+    assert train(readonly, fault='readonly') == REFUSED
+    assert f'CheckpointError cannot write to {readonly}' in out(readonly) and 'epoch' not in out(readonly)
+
+def test_without_the_probe_an_epoch_is_trained_first(train, readonly):
+    if os.geteuid(): pytest.skip('only root can open the log of this test there')
+    assert train(readonly, fault='unprobed', every_steps=0) == 1
+    assert 'epoch 1 not recorded' in out(readonly)
+
+# ---- on_save_error='warn'
+
+FULL = dict(fault='full', at=11, on_save_error='warn')
+NOT_SAVED = 'not saved, the newest checkpoint is of step'
+
+@pytest.mark.parametrize('size', [2_000, 100], ids=['no room for weights', 'no room for a line of history'])
+def test_training_goes_on_without_a_disk_and_saves_when_it_is_back(train, whole, tmp_path, size):
+    run, until = tmp_path/'run', whole['steps'] - 2
+    assert train(run, **FULL, size=size, until=until) == FINISHED, out(run)
+    assert result(run) == whole['result']
+    if size == 2_000: assert f'! step 12 {NOT_SAVED} 10; training goes on' in out(run)
+
+def test_what_was_not_saved_at_the_end_fails(train, whole, tmp_path):
+    run = tmp_path/'run'
+    assert train(run, **FULL) == REFUSED
+    assert 'could not save' in out(run).splitlines()[-1] and state(run)['step'] == 10
+    assert train(run) == FINISHED
+    assert result(run) == whole['result']
+
+def test_killed_while_nothing_could_be_saved(train, whole, tmp_path):
+    for size in (2_000, 100):
+        run = tmp_path/f'{size}'
+        assert train(run, **FULL, size=size, die=whole['steps'] - 1) == KILLED
+        assert state(run)['step'] == 10
+        assert train(run) == FINISHED
+        assert result(run) == whole['result']
+
+def test_an_interrupted_run_that_is_not_saved_does_not_say_so(train, tmp_path):
+    "Exit code 75 means that everything is saved"
+    run = tmp_path/'run'
+    assert train(run, fault='term_full', at=10, every_steps=0, on_save_error='warn') == REFUSED
 
 if __name__ == '__main__': serve()
