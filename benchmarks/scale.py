@@ -169,7 +169,7 @@ def baselines(V, users):
         del model
 
 ESTIMATES = ['3416 64 200 ce 8', '100000 64 50 ss 4', '100000 64 50 ss 4 2', '200000 64 50 ce 2', '1000000 64 50 ss 3']
-CATALOGUE = ['1000000 16 20 ss 200 1 0', '1000000 16 20 ce 2 1 0']
+CATALOGUE = ['1000000 16 20 ss 200 1 0', '1000000 64 20 ss 20 1 0', '1000000 16 20 ce 2 1 0']
 
 def growth(runs: list) -> dict:
     "How much the CPU seconds of a row grow from the fewest rows to the most"

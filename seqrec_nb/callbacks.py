@@ -7,14 +7,14 @@ __all__ = ['Validate', 'evaluated', 'find', 'EarlyStopping', 'rows', 'read_histo
            'add', 'Log', 'Terminal', 'Notebook', 'LogFile', 'screen', 'nth', 'line', 'Progress', 'announce',
            'GracefulStop']
 
-# %% ../nbs/51_callbacks.ipynb #b1d46854
+# %% ../nbs/51_callbacks.ipynb #47b7e28f
 import json, math, os, signal, sys, threading, time, warnings
 from pathlib import Path
 from typing import Callable
 import torch
 from .core import unknown
 from .device import peak_memory
-from .files import plain
+from .files import CheckpointError, plain
 from .train import Callback
 
 # %% ../nbs/51_callbacks.ipynb #f4c3dc20
@@ -97,7 +97,7 @@ def history_row(t) -> str:
     row['targets_per_s'] = round(row['targets'] / max(row['seconds'], 1e-9), 1)
     return json.dumps(row, allow_nan=False, default=plain) + '\n'
 
-# %% ../nbs/51_callbacks.ipynb #869a0f1b
+# %% ../nbs/51_callbacks.ipynb #cff5df57
 class History(Callback):
     "Append one line of JSON for each epoch to a file"
     def __init__(self, path, # usually run/'history.jsonl'
@@ -107,7 +107,7 @@ class History(Callback):
     def on_epoch_end(self, t):
         self.waiting.append(history_row(t))
         try: self.write(t)
-        except OSError as e:
+        except CheckpointError as e:
             if self.on_save_error == 'stop': raise
             announce(t, f'! {e}')
     def on_fit_end(self, t):
@@ -116,7 +116,7 @@ class History(Callback):
         "Add the rows that wait, after the rows of the epochs before them"
         try: add(self.path, t.epoch - len(self.waiting), ''.join(self.waiting).encode())
         except OSError as e:
-            raise OSError(e.errno, f'{self.path}: epoch {t.epoch} not recorded: {e.strerror}') from e
+            raise CheckpointError(f'{self.path}: epoch {t.epoch} not recorded: {e.strerror}') from e
         self.waiting = []
     def state(self): return dict(waiting=self.waiting) if self.waiting else {}
     def load_state(self, state): self.waiting = list(state.get('waiting', []))

@@ -13,7 +13,7 @@ from .commands import analyze, compare, grid
 from .flags import Parser, UsageError, dashed
 from .recommending import recommend
 
-# %% ../nbs/90_cli.ipynb #66c0729c
+# %% ../nbs/90_cli.ipynb #51eb26de
 def resume_line(argv: list, out: Path) -> str:
     "The command that continues an interrupted training"
     kept, skip = [], False
@@ -22,7 +22,9 @@ def resume_line(argv: list, out: Path) -> str:
         if not skip and not mine: kept.append(a)
         skip = not skip and mine and '=' not in a
     together = int(os.environ.get('WORLD_SIZE', 1)) > 1
-    start = 'torchrun … -m seqrec_nb.cli' if together else 'seqrec'
+    here = os.environ.get('LOCAL_WORLD_SIZE', '')
+    launcher = f'torchrun --nproc-per-node {here}' if here == os.environ.get('WORLD_SIZE') else 'torchrun …'
+    start = f'{launcher} -m seqrec_nb.cli' if together else 'seqrec'
     return f"resume with: {start} train {shlex.join([*kept, '--out', str(out), '--resume', 'auto'])}"
 
 # %% ../nbs/90_cli.ipynb #82a66484

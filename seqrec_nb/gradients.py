@@ -6,7 +6,7 @@
 __all__ = ['draws', 'lower', 'share', 'cut', 'groups', 'local', 'added', 'by_hand', 'TooLarge', 'note', 'smaller', 'fitting',
            'backward', 'one_by_one']
 
-# %% ../nbs/49e_gradients.ipynb #02b772c9
+# %% ../nbs/49e_gradients.ipynb #dc5aaaaf
 import gc, warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from .core import Batch, drawing, reseed
 from .device import PRECISIONS
+from .models.base import large
 from .parallel import World
 
 # %% ../nbs/49e_gradients.ipynb #9e7fb2db
@@ -58,25 +59,26 @@ def groups(parts, pieces: int) -> list: # parts: [(number, batch)]
     if not pieces: return [[((k,), b) for k, b in parts]]
     return [[((k, j) if pieces > 1 else (k,), p)] for k, b in parts for j, p in enumerate(cut(b, pieces))]
 
-# %% ../nbs/49e_gradients.ipynb #4b0c0617
+# %% ../nbs/49e_gradients.ipynb #829dda46
 def local(t, parts, mine: list, n: int) -> Tensor: # numbers of the parts of this process
     "Loss of the parts `mine`, its gradients left in the parameters"
     reseed(t.seed, 'step', t.step)
     t.opt.zero_grad(set_to_none=True)
     if not mine: return torch.zeros((), device=t.device)
     with lower(t): E = t.model.table()
-    if t.pool.n > 1 or t.pieces: return by_hand(t, parts, mine, n, E)
+    if t.pool.n > 1 or t.pieces or large(E): return by_hand(t, parts, mine, n, E)
     loss = share(t, [((k,), parts[k]) for k in mine], n, E)
     (loss if t.scaler is None else t.scaler.scale(loss)).backward()
     return loss.detach()
 
-# %% ../nbs/49e_gradients.ipynb #9963bf62
+# %% ../nbs/49e_gradients.ipynb #0ee49281
 def added(grads):
-    "The sum of those that are there"
-    there = [g for g in grads if g is not None]
-    return sum(there[1:], there[0]) if there else None
+    "The sum of those that are there; if all are sparse so is it, each row once"
+    there = sorted((g for g in grads if g is not None), key=lambda g: g.is_sparse)
+    total = sum(there[1:], there[0]) if there else None
+    return total.coalesce() if there and total.is_sparse else total
 
-# %% ../nbs/49e_gradients.ipynb #938f5804
+# %% ../nbs/49e_gradients.ipynb #77dc6944
 def by_hand(t, parts, mine: list, n: int, E) -> Tensor:
     "`local`, its gradients added up by thread and by piece"
     leaf = E.detach().requires_grad_(E.requires_grad)
@@ -91,10 +93,10 @@ def by_hand(t, parts, mine: list, n: int, E) -> Tensor:
         return total, grads
     sizes = [parts[k].items.numel() for k in mine]
     losses, grads = zip(*(t.pool.map(work, sizes) if t.pool.n > 1 else [work(range(len(mine)))]))
-    grads = [added(g) for g in zip(*grads)]
+    grads = [g.to_dense() if g is not None and g.is_sparse else g for g in map(added, zip(*grads))]
     if leaf.requires_grad and grads[-1] is not None:
         grads = map(added, zip(grads, torch.autograd.grad(E, t.params, grads[-1], allow_unused=True)))
-    for p, g in zip(t.params, grads): p.grad = g
+    for p, g in zip(t.params, grads): p.grad = None if g is None else g.contiguous()
     return sum(losses)
 
 # %% ../nbs/49e_gradients.ipynb #b0d30408

@@ -31,7 +31,7 @@ class Histories:
         now = None if self.now is None else self.now[rows]
         return replace(self, start=self.start[rows], stop=self.stop[rows], now=now)
 
-# %% ../nbs/87b_histories.ipynb #386dd11d
+# %% ../nbs/87b_histories.ipynb #f319b6be
 @patch
 def batch(self: Histories, rows: np.ndarray, max_len: int, timed: bool) -> Batch:
     "The last `max_len` items of some rows, none of them empty"
@@ -42,6 +42,7 @@ def batch(self: Histories, rows: np.ndarray, max_len: int, timed: bool) -> Batch
     time = torch.as_tensor(np.where(at < stop, look(self.times), self.now[rows, None])) if timed else None
     return Batch(items, length=torch.as_tensor(self.length[rows]), time=time)
 
+# %% ../nbs/87b_histories.ipynb #a916e9ff
 @patch
 def flat(self: Histories, rows: np.ndarray):
     "(N,) the batch row of every item of some rows, and (N,) the items"

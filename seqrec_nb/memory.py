@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SURE', 'MemoryEstimate', 'size', 'Step', 'largest_step', 'activations', 'loss_bytes', 'estimate_memory',
-           'ranking_bytes', 'data_bytes', 'machine_memory', 'group_memory', 'address_space', 'available_memory',
-           'NotEnoughMemory', 'remedies', 'shortage', 'check_memory']
+           'ranking_bytes', 'data_bytes', 'machine_memory', 'group_memory', 'reclaimable', 'address_space',
+           'available_memory', 'NotEnoughMemory', 'remedies', 'shortage', 'check_memory']
 
-# %% ../nbs/41_memory.ipynb #59d968fc
+# %% ../nbs/41_memory.ipynb #a46129c4
 import os, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch.func import functional_call
 from .core import Batch
 from .device import autocast
 from .losses import CrossEntropy, SampledSoftmax, _Sampled
-from .models.base import SeqModel
+from .models.base import SeqModel, large
 
 # %% ../nbs/41_memory.ipynb #5e82a4e7
 @dataclass
@@ -47,7 +47,7 @@ def size(n: float) -> str:
         if n < 1024 or unit == 'GiB': return f'{n:,.1f} {unit}' if unit != 'bytes' else f'{n:.0f} bytes'
         n /= 1024
 
-# %% ../nbs/41_memory.ipynb #7066eaaa
+# %% ../nbs/41_memory.ipynb #a5c4705c
 @dataclass
 class Step:
     "Shape of the largest step of a loader"
@@ -57,6 +57,7 @@ class Step:
     targets: int
     parts: int = 1
 
+# %% ../nbs/41_memory.ipynb #ec5f2698
 def largest_step(loader) -> Step: # a Loader
     "A bound on what a step can be"
     count = np.bincount(loader.n)
@@ -78,11 +79,8 @@ def _kept(compute, own: set) -> tuple:
     with saved_tensors_hooks(keep, lambda t: t): out = compute()
     return out, sum(found.values()), max(found.values(), default=0)
 
-# %% ../nbs/41_memory.ipynb #e560b07a
-def activations(model: SeqModel,
-                width: int,              # columns
-                precision: str = 'fp32'  # fp32, bf16 or fp16
-               ) -> tuple:
+# %% ../nbs/41_memory.ipynb #85816b1f
+def activations(model: SeqModel, width: int, precision: str = 'fp32') -> tuple: # width: columns of a window
     "(V,D) table, bytes kept for making it, bytes kept for one row, and bytes of that row's largest tensor"
     address = lambda t: t.untyped_storage()._cdata
     own = {address(t) for t in [*model.parameters(), *model.buffers()]}
@@ -102,31 +100,27 @@ def activations(model: SeqModel,
         for m, mode in modes: m.training = mode
     return E, made, kept // 2, largest // 2
 
-# %% ../nbs/41_memory.ipynb #812c0731
+# %% ../nbs/41_memory.ipynb #d253e862
 def loss_bytes(loss, model, table: int, step: Step, threads: int = 1) -> dict:
     "Bytes that a loss holds in a step, by part"
     N, V, D = step.targets, model.n_items + 1, table // (4 * (model.n_items + 1))
     if isinstance(loss, CrossEntropy) and type(model).score is SeqModel.score:
-        rows = min(loss.rows(V), N)
-        return {'slices of scores': 2 * 4 * rows * V * threads,
+        return {'slices of scores': 2 * 4 * min(loss.rows(V), N) * V * threads,
                 'item gradients of the loss': table * step.parts, 'targets': 2 * 4 * N * D}
     if isinstance(loss, _Sampled):
-        neg = loss.negatives
-        k, wide = neg.k, 2 * step.width * (neg.exclude == 'window')
+        neg = loss.negatives; k, wide = neg.k, 2 * step.width * (neg.exclude == 'window')
         pool = 0 if neg.pool is None else 16 * N * len(neg.pool)
         return {'negatives': 32 * N * k + (0 if neg.shared else (8 * D + 24) * N * k) + 8 * N * wide + pool,
                 'targets': 4 * 4 * N * D}
     return {'scores of all items': 3 * 4 * N * V}
 
-# %% ../nbs/41_memory.ipynb #1ba0c549
+# %% ../nbs/41_memory.ipynb #bbe2aecc
 def estimate_memory(model: SeqModel,      # may be on the meta device
                     loader,               # a Loader, or a Step
-                    loss,
-                    precision: str = 'fp32',
+                    loss, precision: str = 'fp32',
                     threads: int = None,  # that share a step; None: as the trainer would choose
                     copies: int = 0,      # of the model, held beside it in a step
-                    max_scores: int = 2**25 # of an evaluation
-                   ) -> MemoryEstimate:
+                    max_scores: int = 2**25) -> MemoryEstimate: # of an evaluation, held at once
     "Bytes of a training, before it begins"
     step = loader if isinstance(loader, Step) else largest_step(loader)
     W, P = _bytes(model.parameters()), _bytes(p for p in model.parameters() if p.requires_grad)
@@ -139,8 +133,10 @@ def estimate_memory(model: SeqModel,      # may be on the meta device
     work = {'activations': kept * step.cells // step.width + made + 2 * largest * step.rows // step.parts,
             'copies of the model': copies * W, **loss_bytes(loss, model, table, step, threads)}
     back = {**work, 'gradients': P * threads, 'gradients of single uses': table * threads}
-    back.pop('slices of scores', 0)
-    phases = {'a forward pass': work, 'a backward pass': back,
+    if large(E) and isinstance(loss, _Sampled) and not made:        # sparse until added up
+        rows = step.cells + step.targets * (1 + loss.negatives.k * (not loss.negatives.shared))
+        back |= {'gradients': P, 'gradients of single uses': 3 * rows * table // len(E)}
+    phases = {'a forward pass': work, 'a backward pass': back | {'slices of scores': 0},
               'an evaluation': ranking_bytes(model, table if made else 0, largest, P, max_scores)}
     if device.type != 'cuda': phases['a save'] = {'gradients': P, 'copies for a checkpoint': 6 * P}
     return MemoryEstimate(always, phases, data + (0 if device.type == 'meta' else W), str(device))
@@ -160,12 +156,13 @@ def data_bytes(loader) -> int:
     arrays = [getattr(loader, k, None) for k in ('items', 'times', '_row', '_hi', '_user', '_start')]
     return _bytes(t for t in arrays if t is not None) + loader.n.nbytes + 3 * 8 * len(loader.n)
 
-# %% ../nbs/41_memory.ipynb #23b74bad
+# %% ../nbs/41_memory.ipynb #3758cb06
 def machine_memory(file='/proc/meminfo') -> int | None:
     "Bytes that the machine can give without swapping"
     lines = Path(file).read_text().splitlines() if Path(file).exists() else []
     return next((int(l.split()[1]) * 1024 for l in lines if l.startswith('MemAvailable:')), None)
 
+# %% ../nbs/41_memory.ipynb #c9c7d652
 def group_memory(root='/sys/fs/cgroup', of='/proc/self/cgroup') -> int | None:
     "Bytes left under the limits of this process's control groups"
     free, lines = [], Path(of).read_text().splitlines() if Path(of).exists() else []
@@ -177,10 +174,18 @@ def group_memory(root='/sys/fs/cgroup', of='/proc/self/cgroup') -> int | None:
             folder = Path(root, names[0], *Path(path).parts[1:k + 1])
             try: limit, used = (int((folder/f'memory.{n}').read_text()) for n in names[1:])
             except (OSError, ValueError): continue                # not there, or the word max
-            free.append(max(0, limit - used))
+            free.append(max(0, limit - used + reclaimable(folder)))
     return min(free, default=None)
 
-# %% ../nbs/41_memory.ipynb #e87e0a4d
+# %% ../nbs/41_memory.ipynb #eb36c953
+def reclaimable(folder: Path) -> int:
+    "Bytes of a control group that only remember files: the system takes them back when they are wanted"
+    try: stat = dict(l.split() for l in (folder/'memory.stat').read_text().splitlines())
+    except (OSError, ValueError): return 0
+    of = lambda k: int(stat.get(f'total_{k}', stat.get(k, 0)))      # total_: with the groups below, version 1
+    return of('active_file') + of('inactive_file')
+
+# %% ../nbs/41_memory.ipynb #92f70fc3
 def address_space() -> int | None:
     "Bytes left under the limit on this process's address space"
     try: import resource
@@ -189,6 +194,7 @@ def address_space() -> int | None:
     if limit == resource.RLIM_INFINITY or not Path('/proc/self/statm').exists(): return None
     return max(0, limit - int(Path('/proc/self/statm').read_text().split()[0]) * os.sysconf('SC_PAGE_SIZE'))
 
+# %% ../nbs/41_memory.ipynb #acdea91a
 def available_memory(device='cpu') -> int | None:
     "Bytes that this process can still take; None where nobody knows"
     if torch.device(device).type == 'cuda':
@@ -218,7 +224,7 @@ def remedies(model, loader, loss, free: int, held: int = 0, **kw) -> list:
         if need <= free: break
     return lines
 
-# %% ../nbs/41_memory.ipynb #1f99b2e1
+# %% ../nbs/41_memory.ipynb #9f0094fc
 def shortage(e: MemoryEstimate, free: int, advice: list) -> str:
     "The sentences of an error: how much is missing, for what, and what to change"
     rows = repr(e).splitlines()[1:5]
@@ -229,10 +235,10 @@ def shortage(e: MemoryEstimate, free: int, advice: list) -> str:
                                         'a smaller d_model, or fewer items (min_item of a protocol)']
     return '\n'.join([head, *rows, 'What to change:', *advice])
 
+# %% ../nbs/41_memory.ipynb #2e7fb559
 def check_memory(model: SeqModel, loader, loss,
                  available: int = None,  # bytes; None: what the machine, its groups or the GPU say
-                 **kw                    # precision, threads, copies, max_scores
-                ) -> MemoryEstimate:
+                 **kw) -> MemoryEstimate: # precision, threads, copies, max_scores
     "The estimate of a training; raises NotEnoughMemory where it cannot fit, warns where it may not"
     e = estimate_memory(model, loader, loss, **kw)
     free = available_memory(e.device) if available is None and e.device != 'meta' else available

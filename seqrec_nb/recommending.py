@@ -8,7 +8,7 @@ __all__ = ['recommend_parser', 'check_asked', 'bars', 'reasons', 'recommend']
 # %% ../nbs/89e_recommending.ipynb #63ab967e
 from .flags import Parser, UsageError
 
-# %% ../nbs/89e_recommending.ipynb #ca431be8
+# %% ../nbs/89e_recommending.ipynb #31be0e27
 def recommend_parser() -> Parser:
     "The flags of `seqrec recommend`"
     p = Parser('seqrec recommend', description='The best items after a history, by a run.')
@@ -24,6 +24,7 @@ def recommend_parser() -> Parser:
     p.add_argument('--debug', action='store_true', help='show where an error arose')
     return p
 
+# %% ../nbs/89e_recommending.ipynb #8aba87aa
 def check_asked(found: dict): # what the parser read
     "Raise unless there is one question"
     asked = [name for name in ('items', 'user', 'candidates') if found[name] not in (None, [])]
@@ -31,13 +32,14 @@ def check_asked(found: dict): # what the parser read
     if found['why'] and not {'items', 'user'} & {*asked}:
         raise UsageError('seqrec recommend: --why needs a history, ITEM or --user')
 
-# %% ../nbs/89e_recommending.ipynb #bbbb0083
+# %% ../nbs/89e_recommending.ipynb #de7aab1f
 def bars(frame, width: int = 30) -> str: # what `Recommender.why` gives
     "One line an item, its support as a bar"
     top = frame.support.abs().max() or 1.
     line = lambda title, s: f"{title[:40]:40} {s:+8.3f}  {'-+'[s > 0] * round(abs(s) / top * width)}"
     return '\n'.join(line(*row) for row in zip(frame.title, frame.support))
 
+# %% ../nbs/89e_recommending.ipynb #711d88ea
 def reasons(rec, found: dict, got) -> str: # got: the Recommendation
     "Why its first item stands first"
     if got.used < 2 or not len(got): return '\nwhy: that needs at least two known items to leave one out'

@@ -14,12 +14,13 @@ from .checkpoint import Checkpoint, exists, load, settle_best
 from .gradients import note
 from .train import Callback
 
-# %% ../nbs/54_recover.ipynb #fbbdca2d
+# %% ../nbs/54_recover.ipynb #b6c12a6f
 def beginning(t) -> tuple:
     "(tensors, state) of a trainer, in memory, for `t.load`"
     tensors = {g: {k: v.detach().cpu().clone() for k, v in d.items()} for g, d in t.tensors().items()}
     return tensors, copy.deepcopy(t.state())
 
+# %% ../nbs/54_recover.ipynb #f8ce4e4f
 def go_back(t, start: tuple):
     "Put a trainer at its newest sound checkpoint, or at the start"
     c = find(t, Checkpoint)

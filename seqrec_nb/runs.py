@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_locked', 'state', 'Entry', 'read_json', 'find_runs', 'not_comparable', 'runs_table', 'best_validation',
            'write_comparisons', 'save_csv', 'Check', 'check_data', 'check_convergence', 'check_groups', 'check_metrics',
-           'check_ranks', 'check_best', 'check_run', 'check_files', 'check_text']
+           'check_ranks', 'check_best', 'check_run', 'examined', 'check_files', 'check_text']
 
 # %% ../nbs/80c_runs.ipynb #edf30a13
 import csv, json, zlib
@@ -197,7 +197,7 @@ def check_best(m: dict, run: Path) -> Check:
     ok = c.get('epoch') == m.get('best_epoch')
     return Check('best checkpoint', ok, f"epoch {c.get('epoch')}, sha256 {found[:12]}, as tested")
 
-# %% ../nbs/80c_runs.ipynb #240aa8aa
+# %% ../nbs/80c_runs.ipynb #e421a39b
 def check_run(run) -> list[Check]: # a run directory
     "Data, convergence, groups, metrics, ranks and best checkpoint of a run"
     run = Path(run)
@@ -205,6 +205,12 @@ def check_run(run) -> list[Check]: # a run directory
     m = read_json(run/'metrics.json')
     if now != 'done': return [Check('state', False, now)]
     if not m: return [Check('state', False, 'metrics.json cannot be read')]
+    try: return examined(run, m, now)
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        return [Check('state', False, f'the files hold no record of this library: {type(e).__name__}: {e}')]
+
+def examined(run: Path, m: dict, now: str) -> list[Check]:
+    "All checks of a run whose record can be read"
     return [Check('state', True, now), check_files(run), check_data(m), *check_convergence(m, run),
             check_groups(m), check_metrics(m), check_ranks(m, run), check_best(m, run)]
 

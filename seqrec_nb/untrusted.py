@@ -40,7 +40,7 @@ def member_of(folder, name) -> Path: # name: from a record that lies in `folder`
     if path.is_symlink(): raise Refused(f'{path} is a link: refused')
     return path
 
-# %% ../nbs/03_untrusted.ipynb #7c44bf06
+# %% ../nbs/03_untrusted.ipynb #1e831c9c
 def once(pairs: list) -> dict:
     "An object, if no name stands in it twice"
     found = dict(pairs)
@@ -52,6 +52,7 @@ def finite(text: str) -> float:
     if math.isfinite(x := float(text)): return x
     raise ValueError(f'{text[:20]} is no number')
 
+# %% ../nbs/03_untrusted.ipynb #50df3c85
 def read_object(path, largest: int = 64 << 20) -> dict: # largest: bytes
     "The JSON object in a file"
     size = Path(path).stat().st_size
@@ -63,13 +64,14 @@ def read_object(path, largest: int = 64 << 20) -> dict: # largest: bytes
     if not isinstance(found, dict): raise Refused(f'{path} holds a {type(found).__name__}, not an object')
     return found
 
-# %% ../nbs/03_untrusted.ipynb #04876ff4
+# %% ../nbs/03_untrusted.ipynb #7c117dbb
 LARGEST, RATIO, SMALL = 32 << 30, 200, 1 << 16  # bytes; times larger than packed; bytes that cannot harm
 
 def bound(packed: int) -> int: # bytes
     "How large something packed may become"
     return min(LARGEST, RATIO * max(packed, SMALL))
 
+# %% ../nbs/03_untrusted.ipynb #426c8ad2
 def open_member(z: ZipFile, name: str):
     "A member of a zip file as a stream"
     infos = [i for i in z.infolist() if i.filename == name]
@@ -99,7 +101,7 @@ def limited(stream, packed: int): # packed: bytes of the file that is unpacked
     "An unpacking stream that stops where a bomb begins"
     return io.BufferedReader(Capped(stream, bound(packed)), 1 << 20)
 
-# %% ../nbs/03_untrusted.ipynb #81a3fcb9
+# %% ../nbs/03_untrusted.ipynb #fb39ed2e
 def read_array(z: ZipFile, name: str):
     "A one-dimensional array of whole numbers from an .npz file"
     import numpy as np
@@ -116,6 +118,7 @@ def read_array(z: ZipFile, name: str):
             raise Refused(f'{name} promises {shape[0]:,} numbers, and holds {size - f.tell():,} bytes')
         return np.frombuffer(f.read(), kind).copy()
 
+# %% ../nbs/03_untrusted.ipynb #3ba337b6
 def read_arrays(path, names) -> dict: # names: of the arrays
     "{name: row of whole numbers} from an .npz file"
     try:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest, torch
 from seqrec_nb import callbacks as C
 from seqrec_nb.callbacks import EarlyStopping, GracefulStop, History, Progress, Validate
+from seqrec_nb.files import CheckpointError
 
 class FakeTrainer(SimpleNamespace):
     "Counters, records and hooks of a trainer whose epochs do nothing"
@@ -139,14 +140,14 @@ def broken(*a): raise OSError(28, 'No space left on device')
 
 def test_history_on_a_full_disk_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(C, 'add', broken)
-    with pytest.raises(OSError, match=r'h\.jsonl: epoch 1 not recorded: No space left'): FakeTrainer(History(tmp_path/'h.jsonl'), epochs=3).fit()
+    with pytest.raises(CheckpointError, match=r'h\.jsonl: epoch 1 not recorded: No space left'): FakeTrainer(History(tmp_path/'h.jsonl'), epochs=3).fit()
 
 def test_history_waits_for_the_disk(tmp_path, monkeypatch):
     path, out = tmp_path/'h.jsonl', io.StringIO()
     t = FakeTrainer(History(path, 'warn'), Progress(out), epochs=2)
     with monkeypatch.context() as m:
         m.setattr(C, 'add', broken)
-        with pytest.raises(OSError): t.fit()   # nothing is on the disk at the end
+        with pytest.raises(CheckpointError): t.fit()   # nothing is on the disk at the end
         state = json.loads(json.dumps(t.callbacks[0].state()))
     assert '! ' in out.getvalue() and 'epoch 1 not recorded' in out.getvalue() and not path.exists()
     assert len(state['waiting']) == 2

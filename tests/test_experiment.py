@@ -330,3 +330,26 @@ def test_a_flip_anywhere_in_the_record_is_a_gap(own):
         (own/'gone').rename(own/'MANIFEST.json')
         path.write_bytes(good)
     assert not gap() and alone > 8, 'without the manifest many flips are silent'
+
+def test_a_run_that_will_not_fit_is_refused_unless_told(csv, tmp_path, monkeypatch):
+    from seqrec_nb import training
+    from seqrec_nb.memory import NotEnoughMemory
+    monkeypatch.setattr(training, 'available_memory', lambda device='cpu': 1 << 20)
+    small = dict(data=str(csv), d_model=8, epochs=1, max_len=10)
+    with pytest.raises(NotEnoughMemory, match='too little'): run(Experiment(**small), tmp_path/'run')
+    assert not (tmp_path/'run/last').exists()
+    with pytest.warns(UserWarning, match='on_memory'): run(Experiment(**small, on_memory='warn'), tmp_path/'run')
+    assert (tmp_path/'run/metrics.json').exists()
+
+def test_a_time_limit_saves_and_stops(csv, tmp_path):
+    small = dict(data=str(csv), d_model=8, epochs=3, max_len=10)
+    with pytest.raises(Interrupted, match='time budget'): run(Experiment(**small, max_minutes=1e-9), tmp_path/'run')
+    assert json.loads((tmp_path/'run/last/state.json').read_text())['trainer']['step'] == 1
+    run(Experiment(**small), tmp_path/'run')
+    assert (tmp_path/'run/metrics.json').exists()
+
+@pytest.mark.parametrize('kw, message', [(dict(batch_size=0), 'batch_size is 0: at least 1'), (dict(clip=-1.), 'clip is -1.0: more than 0'), (dict(lr=float('nan')), 'finite'),
+                                         (dict(precision='fp8'), 'precision'), (dict(d_model=0), 'd_model is 0'), (dict(max_minutes=0.), 'more than 0'),
+                                         (dict(epochs=-1), 'epochs is -1'), (dict(monitor='foo'), 'metric'), (dict(hard=-1), 'hard is -1')], ids=str)
+def test_values_that_cannot_be_right_are_refused_first(kw, message):
+    with pytest.raises(ValueError, match=message): Experiment(**kw)

@@ -422,3 +422,20 @@ def test_item_zero_is_not_padding(folder):
     assert seen == length == [4, 4]
     seen, length = masked(replace(s, items=s.items - 1))                   # twin: without the shift
     assert seen != length, 'codes from 0 collide with padding, and an item disappears from every history'
+
+def test_stray_quotes_do_not_swallow_lines(tmp_path):
+    "Two of them, lines apart: what lies between would become one field, and the last line's time that of the first"
+    rows = [f'{u},{i},t{i},{10**9 + i}' for u in range(4) for i in range(5)]
+    rows[3], rows[9] = '0,3,"t3,1000000003', '1,4,"t4,1000000004'
+    path = tmp_path/'log.csv'
+    path.write_text('\n'.join(['user,item,title,timestamp', *rows]) + '\n')
+    with pytest.raises(DataError, match=r'log\.csv.*quote'): Interactions.read(path)
+    path.write_text('user,item,title,timestamp\n0,1,"a ""b""\nc",1000000001\n0,2,d,1000000002\n')
+    assert len(Interactions.read(path)) == 2                                   # a title with a line end is none
+
+def test_a_parquet_file_with_a_torn_name_is_a_named_error(tmp_path):
+    "Found by the fuzzer after 200,000 executions"
+    path = tmp_path/'a.parquet'
+    pd.DataFrame(dict(userId=[1, 2], movieId=[3, 4], timestamp=[10**9, 10**9 + 1])).to_parquet(path)
+    path.write_bytes(path.read_bytes().replace(b'timestamp', b'time\x8atamp'))
+    with pytest.raises(DataError, match=r'a\.parquet'): Interactions.read(path)

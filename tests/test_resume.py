@@ -387,7 +387,7 @@ def test_a_read_only_folder_fails_before_the_first_step(train, readonly):
 
 def test_without_the_probe_an_epoch_is_trained_first(train, readonly):
     if os.geteuid(): pytest.skip('only root can open the log of this test there')
-    assert train(readonly, fault='unprobed', every_steps=0) == 1
+    assert train(readonly, fault='unprobed', every_steps=0) == REFUSED
     assert 'epoch 1 not recorded' in out(readonly)
 
 # ---- on_save_error='warn'

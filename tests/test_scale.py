@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from conftest import ROOT
-from seqrec_nb import losses, memory
+from seqrec_nb import gradients, losses, memory
 from seqrec_nb.core import Batch, Out, reseed
 from seqrec_nb.data import EvalLoader, Loader
 from seqrec_nb.data.planted import synthetic
@@ -15,8 +15,10 @@ from seqrec_nb.evaluate import counts
 from seqrec_nb.losses import BCE, BPR, GBCE, CrossEntropy, SampledSoftmax
 from seqrec_nb.memory import NotEnoughMemory, Step, check_memory, estimate_memory, largest_step
 from seqrec_nb.models import MODELS, SASRec
+from seqrec_nb.models import base
 from seqrec_nb.models.base import SeqModel, model_class
-from seqrec_nb.train import Trainer
+from seqrec_nb.parallel import World
+from seqrec_nb.train import NonFinite, Trainer, update
 
 sys.path.insert(0, str(ROOT/'benchmarks'))
 import scale
@@ -200,6 +202,115 @@ def test_slices_are_small_for_large_catalogues_and_today_s_are_as_they_were(monk
         assert math.isclose(got[0], want.item(), rel_tol=1e-5)
         for g, w in zip(got[1:3], torch.autograd.grad(want, (h, E), retain_graph=True)): assert torch.allclose(g, w, atol=1e-6)
 
+# a large catalogue's gradients are collected sparsely
+
+class Unit(SASRec):
+    "A table that is computed from the weights"
+    def table(self): return F.normalize(self.item.weight, dim=1)
+
+def one_step(monkeypatch, limit, name='sasrec', loss='ss', threads=1, pieces=0, precision='fp32', scaled=False, clip=None, world=None, steps=2):
+    "Gradients, weights and losses of two steps, and which sums of gradients were sparse"
+    monkeypatch.setattr(base, 'LARGE', limit)
+    sparse, added = [], gradients.added
+    monkeypatch.setattr(gradients, 'added', lambda g: (sparse.append(r.is_sparse) if (r := added(g)) is not None else 0, r)[1])
+    reseed(0, 'sparse'); data = synthetic(80, seed=0); make = Unit if name == 'unit' else model_class(name)
+    kw = dict(d_model=8, max_len=16, dropout=0.)
+    model = make.from_data(data, **{k: v for k, v in kw.items() if k in base.settings(make)})
+    loader = Loader(data.train, 16, 32, samples='cloze' if model.cloze else 'all' if model.causal else 'prefix')
+    t = Trainer(model, loader, losses.make_loss(loss), threads=threads, precision=precision, clip=clip)
+    t.pieces = pieces
+    if scaled: t.scaler = torch.amp.GradScaler('cpu', 2.**8)
+    value, found = [], []
+    for parts in [*loader.steps(0)][:steps]:
+        l, _ = gradients.backward(t, parts, world); found += [p.grad.clone() for p in t.params if p.grad is not None]
+        assert all(p.grad.layout == torch.strided and (p.grad.is_contiguous() or limit > 10) for p in t.params if p.grad is not None)
+        update(t, l); t.step += 1; value.append(l)
+    monkeypatch.setattr(gradients, 'added', added)
+    return [*found, *(p.detach() for p in model.parameters()), *value], sparse
+
+WAYS = [dict(loss=l, threads=n, pieces=k) for l in ('ce', 'ss', 'bpr') for n, k in ((1, 0), (2, 0), (1, 2))]
+WAYS += [dict(name=m, threads=n) for m in ('unit', 'gru4rec', 'bert4rec', 'lightgcn', 'hybrid_fixed') for n in (1, 2)]
+WAYS += [dict(clip=.01), dict(scaled=True, clip=1.), dict(threads=2, scaled=True), dict(name='hybrid_fixed', loss='ce', pieces=1)]
+
+@pytest.mark.parametrize('way', WAYS, ids=lambda w: '-'.join(map(str, w.values())))
+def test_sparse_sums_are_the_dense_ones(monkeypatch, way):
+    pieces = way.get('pieces', 0)                                            # one piece of a part draws what the part does
+    dense, none = one_step(monkeypatch, 2**17, **{**way, 'threads': 1, 'pieces': pieces * (pieces > 1)})
+    got, some = one_step(monkeypatch, 10, **way)
+    assert not any(none) and (any(some) or way.get('loss') == 'ce' or way.get('name') in ('bert4rec', 'hybrid_fixed'))
+    assert len(got) == len(dense) and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, dense))
+
+def test_sparse_sums_in_bf16(monkeypatch):
+    for threads in (1, 2):
+        dense, got = (one_step(monkeypatch, limit, precision='bf16', threads=threads, steps=1)[0] for limit in (2**17, 10))
+        assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(got[:20], dense)) and torch.allclose(got[-1], dense[-1])
+
+def test_processes_add_up_what_was_sparse(monkeypatch):
+    "Two pretended processes with equal shares: every exchange gets a dense tensor in one piece, and doubles it"
+    sent = []
+    monkeypatch.setattr(torch.distributed, 'all_reduce', lambda g: sent.append((g.layout, g.is_contiguous())) or g.mul_(2))
+    monkeypatch.setattr(World, 'hand', lambda self, sizes: [*range(len(sizes))])
+    alone, _ = one_step(monkeypatch, 10, steps=1)
+    two, _ = one_step(monkeypatch, 10, steps=1, world=World(0, 2))
+    grads = len(alone) // 2                                                  # gradients, as many weights, a loss
+    assert set(sent) == {(torch.strided, True)} and torch.equal(two[-1], 2 * alone[-1])
+    assert all(torch.equal(b, 2 * a) for a, b in zip(alone[:grads], two))
+
+def test_a_nan_is_blamed_alike(monkeypatch):
+    said = []
+    for limit in (2**17, 10):
+        monkeypatch.setattr(base, 'LARGE', limit); reseed(0, 'blame'); data = synthetic(80, seed=0)
+        model = SASRec(data.n_items, 8, 1, 1, 16); model.item.weight.data[3] = torch.nan
+        t = Trainer(model, Loader(data.train, 16, 32), SampledSoftmax(8), threads=1)
+        with pytest.raises(NonFinite) as e: t.fit(1)
+        said.append(str(e.value))
+    assert said[0] == said[1] and 'item.weight held such a value' in said[0]
+
+def test_a_loop_of_one_s_own_sees_dense_gradients(monkeypatch):
+    "Above the limit, too: Adam refuses sparse ones, as it does for a copy of the table (twin)"
+    monkeypatch.setattr(base, 'LARGE', 10)
+    model, b = SASRec(50, 8, 1, 1, 10), Batch(torch.randint(1, 51, (4, 10)))
+    def step(E, opt):
+        opt.zero_grad(); out = model(b, E); model.score(out.h, out.E, b, b.items[..., None]).sum().backward(); opt.step()
+    step(None, torch.optim.Adam(model.parameters()))
+    assert not model.item.weight.grad.is_sparse
+    copy = model.table().detach().requires_grad_()
+    with pytest.raises(RuntimeError, match='sparse'): step(copy, torch.optim.Adam([copy]))
+
+@pytest.mark.parametrize('limit', [10, 2**17])
+def test_compiled_models(monkeypatch, limit):
+    class Last(SeqModel):
+        def body(self, x, b): return x
+    monkeypatch.setattr(base, 'LARGE', limit); torch._dynamo.reset()
+    model, b = Last(50, 8), Batch(torch.randint(1, 51, (4, 10)))
+    fast, got = torch.compile(model, fullgraph=True, backend='eager'), []
+    for E in (model.table(), model.table().detach().requires_grad_()):
+        for f in (model, fast):
+            g, = torch.autograd.grad(f(b, E).h.square().sum(), E)
+            assert g.is_sparse == (limit == 10 and not isinstance(E, torch.nn.Parameter)); got.append(g.to_dense())
+    assert all(torch.allclose(g, got[0], atol=1e-6) for g in got)
+
+class Tables(TorchDispatchMode):
+    "How many dense tensors of the size of the table are made in a step"
+    def __init__(self, n): super().__init__(); self.n, self.made = n, 0
+    def __torch_dispatch__(self, f, types, args=(), kw=None):
+        out = f(*args, **(kw or {})); old = {id(x) for x in tree_leaves((args, kw))}
+        self.made += sum(isinstance(x, torch.Tensor) and x.layout == torch.strided and x.numel() == self.n and id(x) not in old
+                         and x._base is None for x in tree_leaves(out))
+        return out
+
+def test_a_large_table_has_one_gradient_of_its_size(monkeypatch):
+    "Twin: with the limit where it is not reached, every lookup makes one"
+    made, V = [], 3001
+    data = large(V - 1); loader = Loader(data.train, 12, 32)
+    for limit in (2**17, 10):
+        monkeypatch.setattr(base, 'LARGE', limit); reseed(0, 'tables')
+        t = Trainer(SASRec(V - 1, 8, 1, 1, 12), loader, SampledSoftmax(8), threads=1)
+        parts = next(loader.steps(0))
+        with Tables(V * 8) as count: gradients.backward(t, parts)
+        made.append(count.made)
+    assert made[0] >= 3 * len(parts) and made[1] <= 3, made
+
 # full ranking in a stream
 
 @pytest.mark.parametrize('name', ['sasrec', 'popularity', 'markov', 'cooccurrence'])
@@ -241,6 +352,9 @@ def test_control_groups(tmp_path):
     assert memory.group_memory(tmp_path, own) == 70                          # a limit higher up counts
     (new/'memory.max').write_text('20\n')
     assert memory.group_memory(tmp_path, own) == 15                          # the lowest counts
+    (new/'memory.stat').write_text('anon 1\nactive_file 2\ninactive_file 1\nfile 4\n')
+    assert memory.group_memory(tmp_path, own) == 18                          # what only remembers files can be had
+    (new/'memory.stat').unlink()
     old = tmp_path/'memory'; old.mkdir(); own.write_text('3:cpu,memory:/docker/xyz\n4:cpu:/a\n')
     (old/'memory.limit_in_bytes').write_text('50'); (old/'memory.usage_in_bytes').write_text('60')
     assert memory.group_memory(tmp_path, own) == 0                           # inside a container the group is the root

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'HEAD', 'DataError', 'plain', 'position', 'fits', 'nearest', 'match', 'split', 'agreement', 'separator',
-           'is_number', 'has_header', 'looks_like_time', 'by_position', 'decode', 'Dialect', 'layout_of', 'sniff']
+           'is_number', 'has_header', 'looks_like_time', 'by_position', 'decode', 'Dialect', 'layout_of', 'sniff',
+           'check_quotes', 'blank_lines']
 
-# %% ../../nbs/11_data.formats.ipynb #fff6c95b
-import codecs, csv, re
+# %% ../../nbs/11_data.formats.ipynb #010fbaf1
+import codecs, csv, io, re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Callable
 from ..core import unknown
 
 # %% ../../nbs/11_data.formats.ipynb #54c2c818
@@ -186,3 +188,21 @@ def sniff(head: bytes, given: dict, layout=None) -> Dialect:
     names = ['user', 'item'] if layout == 'sequences' else by_position(rows)
     if header: names = [n.strip() for n in rows[0]]
     return Dialect(sep, names, header, encoding, layout, every.index(lines[0]) + 1 if header else 0, notes)
+
+# %% ../../nbs/11_data.formats.ipynb #ee074d58
+def check_quotes(open_file: Callable, d: Dialect):
+    "Raise if a quote that joins lines stands inside a field"
+    with io.TextIOWrapper(open_file(), d.encoding, 'replace', newline='') as f:
+        rows = csv.reader(f, delimiter=d.sep, strict=True)
+        try:
+            for _ in rows: pass
+        except csv.Error as e:
+            if 'expected after' not in str(e): return    # a quote that stays open is found in its row
+            raise DataError(f'about line {rows.line_num}: a quote inside a field joins lines ({e}). '
+                            'Double it, or remove it') from None
+
+# %% ../../nbs/11_data.formats.ipynb #2d4b7e2d
+def blank_lines(open_file: Callable, d: Dialect) -> int:
+    "How many lines after the header are empty"
+    with io.TextIOWrapper(open_file(), d.encoding, 'replace') as f:
+        return sum(line == '\n' for line in f) - max(d.skip - 1, 0)

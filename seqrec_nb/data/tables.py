@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RATINGS', 'TORN_MAX', 'TEXT', 'CODED', 'Table', 'member', 'Unpacked', 'open_bytes', 'line_numbers', 'Counted',
-           'parse', 'blank_rows', 'blank_lines', 'read_table', 'Lines', 'read_blanks', 'facts_of', 'read_as',
-           'read_text', 'uncategorised', 'frame_table', 'parquet_table', 'read_any']
+           'parse', 'blank_rows', 'read_table', 'Lines', 'read_blanks', 'facts_of', 'read_as', 'read_text',
+           'uncategorised', 'frame_table', 'parquet_table', 'read_any']
 
-# %% ../../nbs/11b_data.tables.ipynb #245d668d
+# %% ../../nbs/11b_data.tables.ipynb #bb026470
 import gzip, io
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.compute as pc, pyarrow.csv as pacsv, pyarrow.parquet as pq
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable
 from zipfile import ZipFile
 from ..untrusted import limited, open_member
-from .formats import HEAD, DataError, Dialect, match, sniff
+from .formats import HEAD, DataError, Dialect, blank_lines, check_quotes, match, sniff
 
 # %% ../../nbs/11b_data.tables.ipynb #364c2cd0
 @dataclass
@@ -106,7 +106,7 @@ def parse(file, d: Dialect, columns: list[str], types: dict) -> tuple[pa.Table, 
     joined = 0 if d.encoding == 'utf-16' else max(file.lines - d.skip - len(table) - len(torn), 0)
     return table.unify_dictionaries(), torn, joined
 
-# %% ../../nbs/11b_data.tables.ipynb #3280ec9b
+# %% ../../nbs/11b_data.tables.ipynb #42f9b427
 def blank_rows(columns: dict) -> np.ndarray:
     "Rows in which every role is empty"
     user = columns['user']
@@ -115,12 +115,7 @@ def blank_rows(columns: dict) -> np.ndarray:
     for c in columns.values(): rows = rows[pc.equal(pc.take(c, rows).cast(TEXT), '').to_numpy()]
     return rows
 
-def blank_lines(open_file: Callable, d: Dialect) -> int:
-    "How many lines after the header are empty"
-    with io.TextIOWrapper(open_file(), d.encoding, 'replace') as f:
-        return sum(line == '\n' for line in f) - max(d.skip - 1, 0)
-
-# %% ../../nbs/11b_data.tables.ipynb #e69007ac
+# %% ../../nbs/11b_data.tables.ipynb #9b6a4487
 def read_table(open_file: Callable, d: Dialect, roles: dict[str, int]) -> Table:
     "A separated text as a `Table`"
     step = 2 if d.sep == '::' else 1
@@ -133,7 +128,9 @@ def read_table(open_file: Callable, d: Dialect, roles: dict[str, int]) -> Table:
     out.torn, out.blank = torn, blank_rows(out.columns)
     if len(d.names) > len(roles) and 0 < len(out.blank) > blank_lines(open_file, d):
         out.blank = out.blank[:0]
-    if joined: out.word, out.notes = 'about line', [f'{joined:,} lines end inside quotes and joined the next']
+    if joined:
+        check_quotes(open_file, d)
+        out.word, out.notes = 'about line', [f'{joined:,} lines end inside quotes and joined the next']
     wrong = np.zeros(len(table), bool)
     for c in columns[1::2] if step == 2 else []:
         wrong |= pc.not_equal(table.column(c).cast(TEXT), '').to_numpy()
@@ -237,7 +234,7 @@ def parquet_table(path: Path, given: dict) -> Table:
     facts = dict(layout='parquet', columns={r: names[i] for r, i in roles.items()})
     return Table(columns, len(t), lambda rows: rows, word='row', facts=facts)
 
-# %% ../../nbs/11b_data.tables.ipynb #ded7b297
+# %% ../../nbs/11b_data.tables.ipynb #2c615100
 def read_any(x, given: dict, layout=None) -> Table:
     "Anything readable as a `Table`"
     if isinstance(x, pd.DataFrame): return frame_table(x, given)
@@ -246,4 +243,5 @@ def read_any(x, given: dict, layout=None) -> Table:
     with open_bytes(path) as f: is_parquet = f.read(4) == b'PAR1'
     if not is_parquet: return read_text(path, given, layout)
     try: return parquet_table(path, given)
-    except (pa.ArrowException, OSError) as e: raise DataError(f'the parquet file is damaged: {e}') from None
+    except (pa.ArrowException, OSError, UnicodeError) as e:
+        raise DataError(f'the parquet file is damaged: {e}') from None
