@@ -91,7 +91,7 @@ def more(address: str, part: Path, size: int):
         raise
     if (n := part.stat().st_size) < size: raise Broken(f'the line broke after {n:,} of {size:,} bytes')
 
-# %% ../nbs/09_download.ipynb #580ca8ca
+# %% ../nbs/09_download.ipynb #4c1e7ec9
 def fetch(address: str, sha: str, size: int, part: Path): # sha, size: of the file that we want
     "Bring the file of an address to `part`; it has the right hash when this returns"
     wrong, tries = 0, 8
@@ -100,7 +100,7 @@ def fetch(address: str, sha: str, size: int, part: Path): # sha, size: of the fi
         try: more(address, part, size)
         except (Broken, HTTPException, OSError) as e:
             came = part.exists() and part.stat().st_size > before
-            if isinstance(e, HTTPError) or not tries or not came: raise
+            if isinstance(e, HTTPError) or tries <= 0 or not came: raise
             continue
         if (got := sha256(part)) == sha: return
         os.truncate(part, 0)

@@ -6,7 +6,7 @@
 __all__ = ['WAYS', 'PRESETS', 'RECIPES', 'NAMES', 'LEAST', 'ABOVE_0', 'BUDGET', 'HOW', 'Experiment', 'check_values', 'identity',
            'run_name', 'get_data', 'build', 'loaders']
 
-# %% ../nbs/79_record.ipynb #0c14cf49
+# %% ../nbs/79_record.ipynb #766d0963
 import math, re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,10 +17,11 @@ from .data.splits import PROTOCOLS, Dataset, load
 from .data.loader import SAMPLES, WINDOWS, EvalLoader, Loader
 from .device import PRECISIONS
 from .losses import LOSSES
+from .memory import NotEnoughMemory
 import seqrec_nb.models                # fills the registry
 from .models.base import SeqModel, lineage, model_class, settings
 
-# %% ../nbs/79_record.ipynb #e23700b6
+# %% ../nbs/79_record.ipynb #1d238177
 @dataclass(init=False)
 class Experiment:
     "All settings of a run; keywords that are no field are arguments of the model"
@@ -47,7 +48,7 @@ class Experiment:
     threads: int = None        # of the CPU; None: torch's choice
     clip: float = None         # largest gradient norm
     on_nonfinite: str = 'stop' # or rewind: after a NaN, to the last checkpoint with half the rate, 3 times
-    on_oom: str = 'stop'       # or halve: where memory runs out, smaller micro-batches, the same batch
+    on_oom: str = 'stop'       # or halve: where a GPU's memory runs out, micro-batches, the same batch
     on_memory: str = 'stop'    # or warn: where the estimate says that the run will not fit, try nevertheless
     on_save_error: str = 'stop' # or warn: where the disk is full, train on and try again at the next save
     monitor: str = 'NDCG@10'   # validation metric that picks the epoch
@@ -143,13 +144,17 @@ def get_data(e: Experiment) -> Dataset:
         split = getattr(d, name); setattr(d, name, split.take(split.user < e.max_users))
     return d
 
-# %% ../nbs/79_record.ipynb #1b2fd19f
+# %% ../nbs/79_record.ipynb #da00546a
 def build(e: Experiment, data: Dataset) -> SeqModel:
     "A fresh model, its weights a function of the seed"
     reseed(e.seed, 'weights')
     f = model_class(e.model)
     args = {**e.args, 'max_len': e.max_len} if 'max_len' in settings(f) else e.args
-    return f.from_data(data, **args) if hasattr(f, 'from_data') else f(data.n_items, **args)
+    try: return f.from_data(data, **args) if hasattr(f, 'from_data') else f(data.n_items, **args)
+    except RuntimeError as err:                        # torch has no class for it on a CPU
+        if 'memory' not in str(err): raise
+        first = str(err).partition('\n')[0]
+        raise NotEnoughMemory(f'{e.model} with {data.n_items:,} items cannot even be made: {first}') from None
 
 # %% ../nbs/79_record.ipynb #65b82f3b
 def loaders(e: Experiment, data: Dataset, model: SeqModel, device):

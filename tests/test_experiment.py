@@ -353,3 +353,10 @@ def test_a_time_limit_saves_and_stops(csv, tmp_path):
                                          (dict(epochs=-1), 'epochs is -1'), (dict(monitor='foo'), 'metric'), (dict(hard=-1), 'hard is -1')], ids=str)
 def test_values_that_cannot_be_right_are_refused_first(kw, message):
     with pytest.raises(ValueError, match=message): Experiment(**kw)
+
+def test_a_model_that_cannot_be_made_for_lack_of_memory_is_named(csv, tmp_path, monkeypatch):
+    from seqrec_nb.memory import NotEnoughMemory
+    from seqrec_nb.models import SASRec
+    def none_left(cls, data, make=None, **kw): raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    monkeypatch.setattr(SASRec, 'from_data', classmethod(none_left))
+    with pytest.raises(NotEnoughMemory, match='sasrec with .* cannot even be made'): run(Experiment(data=str(csv), d_model=8, epochs=1), tmp_path/'run')

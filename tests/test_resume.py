@@ -374,7 +374,7 @@ def test_without_the_decision_in_the_checkpoint_a_stopped_run_goes_on(train, tmp
 @pytest.fixture
 def readonly():
     "A folder that only its owner may enter, and nobody may write to"
-    run = Path(tempfile.mkdtemp())   # not below pytest's folders, which others may not enter
+    run = Path(tempfile.mkdtemp(dir='/tmp'))   # not below pytest's folders or TMPDIR, which others may not be able to enter
     run.chmod(0o555)
     yield run
     run.chmod(0o755)
