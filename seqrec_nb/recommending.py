@@ -24,11 +24,13 @@ def recommend_parser() -> Parser:
     p.add_argument('--debug', action='store_true', help='show where an error arose')
     return p
 
-# %% ../nbs/89e_recommending.ipynb #8aba87aa
+# %% ../nbs/89e_recommending.ipynb #50a2db75
 def check_asked(found: dict): # what the parser read
     "Raise unless there is one question"
     asked = [name for name in ('items', 'user', 'candidates') if found[name] not in (None, [])]
     if len(asked) > 1: raise UsageError(f"seqrec recommend: {' and '.join(asked)}: one of them is wanted")
+    if found['exclude'] and 'candidates' in asked:
+        raise UsageError('seqrec recommend: --exclude does not apply to --candidates')
     if found['why'] and not {'items', 'user'} & {*asked}:
         raise UsageError('seqrec recommend: --why needs a history, ITEM or --user')
 

@@ -197,7 +197,7 @@ def check_best(m: dict, run: Path) -> Check:
     ok = c.get('epoch') == m.get('best_epoch')
     return Check('best checkpoint', ok, f"epoch {c.get('epoch')}, sha256 {found[:12]}, as tested")
 
-# %% ../nbs/80c_runs.ipynb #e421a39b
+# %% ../nbs/80c_runs.ipynb #a1cfb771
 def check_run(run) -> list[Check]: # a run directory
     "Data, convergence, groups, metrics, ranks and best checkpoint of a run"
     run = Path(run)
@@ -209,11 +209,13 @@ def check_run(run) -> list[Check]: # a run directory
     except (KeyError, TypeError, AttributeError, ValueError) as e:
         return [Check('state', False, f'the files hold no record of this library: {type(e).__name__}: {e}')]
 
+# %% ../nbs/80c_runs.ipynb #2687cac6
 def examined(run: Path, m: dict, now: str) -> list[Check]:
     "All checks of a run whose record can be read"
     return [Check('state', True, now), check_files(run), check_data(m), *check_convergence(m, run),
             check_groups(m), check_metrics(m), check_ranks(m, run), check_best(m, run)]
 
+# %% ../nbs/80c_runs.ipynb #44170bab
 def check_files(run: Path) -> Check:
     "Are the files of the run, to the last bit, what was written?"
     from seqrec_nb.manifest import CheckpointError, verify
@@ -222,6 +224,7 @@ def check_files(run: Path) -> Check:
     try: return Check('files', True, f"{len(verify(run)['files'])} files are as they were written")
     except CheckpointError as e: return Check('files', False, str(e))
 
+# %% ../nbs/80c_runs.ipynb #25db2c7f
 def check_text(checks: list) -> str: # of Check
     "An examination as text"
     sign = {True: 'ok', False: 'GAP', None: 'look'}

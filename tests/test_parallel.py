@@ -54,7 +54,7 @@ def mean_of_means(steps):
             yield parts
     return same
 
-def whole(out, kill_at=0, term_at=0, seed=0, epochs=3, resume='auto', items=40, **kw):
+def whole(out, kill_at=0, term_at=0, term_epoch=0, seed=0, epochs=3, resume='auto', items=40, **kw):
     "A run of an experiment"
     from seqrec_nb.all import Callback, Experiment, run
     from seqrec_nb.parallel import rank
@@ -68,6 +68,7 @@ def whole(out, kill_at=0, term_at=0, seed=0, epochs=3, resume='auto', items=40, 
         call(t, hook)
         if hook == 'on_step_end' and t.step == kill_at and rank() == 1: os.kill(os.getpid(), signal.SIGKILL)
         if hook == 'on_step_end' and t.step == term_at and rank() == 1: os.kill(os.getpid(), signal.SIGTERM)
+        if hook == 'on_epoch_end' and t.epoch == term_epoch and rank() == 1: os.kill(os.getpid(), signal.SIGTERM)
     Trainer._call = hurt
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
@@ -174,6 +175,8 @@ def test_one_directory_one_test(start, tmp_path):
     assert json.loads((tmp_path/'cut/last/state.json').read_text())['trainer']['step'] == 5
     assert start(2, 'whole', tmp_path/'cut') == [0, 0] and metrics(tmp_path/'cut') == metrics(tmp_path/'two') and rows(tmp_path/'cut') == b
     assert start(2, 'whole', tmp_path/'cut') == [0, 0] and 'is finished' in text(tmp_path/'cut')
+    assert start(2, 'whole', tmp_path/'late', term_epoch=3) == [75, 75], 'after the last epoch one would test and the other leave'
+    assert start(2, 'whole', tmp_path/'late') == [0, 0] and metrics(tmp_path/'late') == metrics(tmp_path/'two')
 
 def test_a_process_dies(start, tmp_path):
     "The others stop, the checkpoint stands, and one process alone continues, to other bits, and says so"

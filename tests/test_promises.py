@@ -1,5 +1,5 @@
 "The table of forty promises names tests that exist, for every row"
-import ast, re
+import ast, json, re
 from pathlib import Path
 import pytest
 from conftest import ROOT
@@ -40,3 +40,17 @@ def test_every_promise_names_its_tests():
 def test_faults_of_the_table_are_seen(change, fault):
     text = TABLE.read_text(encoding='utf-8')
     assert change(text) != text and any(fault in f for f in faults(change(text)))
+
+def test_figures_are_those_of_the_stored_campaigns():
+    "Figures in the table are typed; the records are not"
+    record = lambda name: json.loads((ROOT/'nbs/_results/faults'/f'{name}.json').read_text())
+    figure = {int(r[0]): r[3] for r in rows(TABLE.read_text(encoding='utf-8'))}
+    k, flips, rank, fuzz = map(record, ('kills', 'flips', 'rank', 'fuzz'))
+    assert k['kills'] >= 100 and f"{k['kills_bit_identical']} of {k['kills']} kills bit-identical ({k['runs_bit_identical']} of {k['runs']} runs" in figure[1]
+    assert f"{k['in_phase']['save last'] + k['in_phase']['save best']} kills inside a save" in figure[2]
+    assert f"{k['in_phase']['after the last step'] + k['in_phase']['test']} kills there" in figure[3] and f"{k['in_phase']['evaluation']} kills in the evaluation" in figure[4]
+    for part in ('checkpoints', 'run_files'):
+        tried = flips[part]['tried']
+        assert flips[part]['silent'] == 0 and f'{tried} of {tried}' in figure[9]
+    assert f"{rank['job_stopped']} of {rank['kills']} killed jobs stopped" in figure[39]
+    assert f"{fuzz['executions']:,} fuzzed inputs" in figure[17] and not fuzz['campaigns'][-1]['findings']

@@ -443,3 +443,7 @@ def test_help_is_light():
     code = "import sys, seqrec_nb.recommending as s\ntry: s.recommend(['--help'])\nexcept SystemExit: pass\nassert not {'torch', 'numpy', 'pandas'} & {*sys.modules}"
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and '--candidates' in done.stdout, done.stderr
+
+def test_exclude_is_not_silently_ignored_for_candidates():
+    from seqrec_nb.flags import UsageError
+    with pytest.raises(UsageError, match='--exclude does not apply'): command(['run', '--candidates', 'x.parquet', '--exclude', '5'])
