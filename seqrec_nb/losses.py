@@ -22,34 +22,34 @@ def at_targets(out: Out, b: Batch) -> tuple[Tensor, Tensor, Tensor]:
     at = b.target.flatten().nonzero()[:, 0]
     return out.h.flatten(0, 1).index_select(0, at), b.target.flatten()[at], at // b.target.shape[1]
 
-# %% ../nbs/40_losses.ipynb #4f8fc330
+# %% ../nbs/40_losses.ipynb #dbec5512
 TINY = torch.finfo(torch.float32).tiny     # a probability below it counts as 87 nats
 
 class _ChunkedCE(torch.autograd.Function):
     "Sum of cross-entropies; both gradients are made in the forward pass, slice by slice"
     @staticmethod
-    def forward(ctx, h, E, t, chunk, dtype):
+    def forward(ctx, h, E, t, chunk, dtype, first=1):
         need = any(ctx.needs_input_grad)
-        hd, Ed, t = h.to(dtype), E[1:].to(dtype), t - 1
+        hd, Ed, t = h.to(dtype), E[first:].to(dtype), t - first
         gh, gE, total = torch.empty_like(h), torch.zeros_like(E), h.new_zeros((), dtype=torch.float32)
         for s in range(0, len(h), chunk):
             x, y = hd[s:s + chunk], t[s:s + chunk, None]
-            z = x @ Ed.T                                     # (chunk, V-1)
+            z = x @ Ed.T                                     # (chunk, V-first)
             p = torch.softmax(z, 1)
             total -= p.gather(1, y).float().clamp_min(TINY).log().sum()
             if not need: continue
             p.scatter_add_(1, y, torch.full_like(y, -1, dtype=dtype))
             torch.mm(p, Ed, out=gh[s:s + chunk]) if dtype == h.dtype else gh[s:s + chunk].copy_(p @ Ed)
-            gE[1:].addmm_(p.T, x) if dtype == E.dtype else gE[1:].add_(p.T @ x)
+            gE[first:].addmm_(p.T, x) if dtype == E.dtype else gE[first:].add_(p.T @ x)
             del z, p                                         # before the next slice is made
         ctx.save_for_backward(gh, gE)
         return total
     @staticmethod
     def backward(ctx, g):
         gh, gE = ctx.saved_tensors
-        return gh * g, gE * g, None, None, None
+        return gh * g, gE * g, None, None, None, None
 
-# %% ../nbs/40_losses.ipynb #eac55839
+# %% ../nbs/40_losses.ipynb #d18eac9a
 SLICE = 2**26        # scores of a slice, at most
 
 class CrossEntropy:
@@ -62,9 +62,9 @@ class CrossEntropy:
     def __call__(self, model: SeqModel, out: Out, b: Batch) -> Tensor:
         h, t, row = at_targets(out, b)
         if type(model).score is not SeqModel.score:
-            return F.cross_entropy(model.score(h, out.E, b)[:, 1:], t - 1)
+            return F.cross_entropy(model.score(h, out.E, b)[:, model.first_id:], t - model.first_id)
         chunk, dtype = self.rows(len(out.E)), loss_dtype(h.device.type)
-        return _ChunkedCE.apply(h.float(), out.E, t, chunk, dtype) / max(1, len(t))
+        return _ChunkedCE.apply(h.float(), out.E, t, chunk, dtype, model.first_id) / max(1, len(t))
 
 # %% ../nbs/40_losses.ipynb #98409aa3
 def loss_dtype(device: str) -> torch.dtype:

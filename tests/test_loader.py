@@ -17,6 +17,7 @@ def histories(users=50, longest=23, seed=0, n_items=9, times=True):
 def read(b, r):
     "Row r of a batch without its padding: user, length, row, items, target, times"
     n, one = int(b.mask[r].sum()), b.target.dim() == 1
+    assert b.items.shape[1] == max(1, int(b.mask.sum(1).max())) and (b.time is None or b.time.shape[1] == b.items.shape[1] + 1)
     assert b.mask[r, :n].all()                                   # padding is on the right
     t = int(b.target[r]) if one else b.target[r, :n].tolist()
     assert one or not b.target[r, n:].any()
@@ -29,16 +30,18 @@ def reference(d, samples, window, L):
     for r in range(len(d.train)):
         a, z = int(d.train.start[r]), int(d.train.stop[r])
         ends = list(range(a + 1, z))                             # places of targets
-        if samples != 'prefix': ends = ends[::-1][::L] if (samples, window) == ('all', 'every') else ends[-1:]
+        first = max(a, z - L) if samples == 'prefix_bsa' else a  # no window reaches behind it
+        if samples == 'prefix_bsa': ends = list(range(first, z))
+        elif samples != 'prefix': ends = ends[::-1][::L] if (samples, window) == ('all', 'every') else ends[-1:]
         for k in ends:
-            low = max(a, k - L); item, time = d.seqs.items[low:k + 1].tolist(), d.seqs.times[low:k + 1].tolist()
+            low = max(first, k - L); item, time = d.seqs.items[low:k + 1].tolist(), d.seqs.times[low:k + 1].tolist()
             out.append((int(d.train.user[r]), k - a, r, item[:-1], item[1:] if samples == 'all' else item[-1], time))
     return out
 
 def rows_of(loader, epoch=0): return [read(b, r) for step in loader.steps(epoch) for b in step for r in range(len(b))]
 
 @pytest.mark.parametrize('L', [1, 2, 5, 22, 40])
-@pytest.mark.parametrize('samples, window', [('all', 'last'), ('all', 'every'), ('prefix', 'last'), ('last', 'last')])
+@pytest.mark.parametrize('samples, window', [('all', 'last'), ('all', 'every'), ('prefix', 'last'), ('prefix_bsa', 'last'), ('last', 'last')])
 def test_windows_against_plain_python(samples, window, L):
     d = histories()
     loader = Loader(d.train, L, 7, samples, window, time=True)
@@ -75,6 +78,27 @@ def test_every_target_exactly_once(samples, window, L):
     want = [k + 1 for a, z in zip(d.train.start, d.train.stop) for k in range(a + 1, z)]
     assert sorted(found) == want
 
+@pytest.mark.parametrize('L', [1, 6])
+def test_batches_of_empty_rows(L):
+    "One column of padding, whose end is column 0; a window of one item has no other samples"
+    d = histories(); loader = Loader(d.train, L, 4, 'prefix_bsa', time=True, parts=4)
+    batches = [b for step in loader.steps(0) for b in step]
+    empty = [b for b in batches if not b.mask.any()]
+    assert empty and (L > 1 or len(empty) == len(batches)) and loader.padding() >= 1
+    for b in empty:
+        assert b.items.tolist() == [[0]] * len(b) and b.last.tolist() == [0] * len(b) and b.n_targets == len(b)
+        assert (b.time[:, 0] == b.time[:, 1]).all()              # no gap before the first item
+        assert b.at_last(torch.ones(len(b), 1, 3)).shape == (len(b), 3)
+    one = Loader(d.train.take([0]), L, 4, 'prefix_bsa')          # a single item is the first of something
+    assert [row[3:5] for row in rows_of(one)] == [([], int(d.train.history(0)[0]))]
+
+def test_lengths_are_those_of_whole_histories():
+    "Windows that begin late say how much they leave out, as all others do"
+    d = histories(longest=40)
+    for user, n, r, items, target, _ in rows_of(Loader(d.train, 5, 7, 'prefix_bsa')):
+        h = d.train.history(r).tolist()
+        assert target == h[n] and items == h[max(0, len(h) - 5):n] and n >= len(items)
+
 @pytest.mark.parametrize('batch_size', [1, 2, 7, 64])
 @pytest.mark.parametrize('parts', [None, 1, 3, 8])
 def test_steps_and_counts(batch_size, parts):
@@ -84,7 +108,7 @@ def test_steps_and_counts(batch_size, parts):
     assert all(b.n_targets == int((b.target > 0).sum()) > 0 and b.mask.any(0).all() for s in steps for b in s)
     assert sum(b.n_targets for s in steps for b in s) == loader.n_targets
 
-@pytest.mark.parametrize('samples, window', [('all', 'last'), ('all', 'every'), ('all', 'random'), ('prefix', 'last'), ('last', 'last')])
+@pytest.mark.parametrize('samples, window', [('all', 'last'), ('all', 'every'), ('all', 'random'), ('prefix', 'last'), ('prefix_bsa', 'last'), ('last', 'last')])
 def test_order_is_a_function_of_seed_and_epoch(samples, window):
     d = histories(); make = lambda seed=0: Loader(d.train, 5, 6, samples, window, seed=seed)
     one, two = make(), make()

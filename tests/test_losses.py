@@ -30,6 +30,17 @@ def naive(h, E, b, cap=math.inf):
         (h[r, j], b.target[r, j]) for r in range(len(b)) for j in range(b.items.shape[1]) if b.target[r, j] > 0]
     return sum((-(E[1:] @ x).log_softmax(0)[t - 1]).clamp_max(cap) for x, t in every) / len(every)
 
+class Live(Plain):
+    "A model whose padding row is a class, as in published code"
+    first_id = 0
+class LiveOwn(Own): first_id = 0
+
+def naive_live(h, E, b):
+    "The same over all rows of the table, padding among them"
+    h, E = h.double(), E.double()
+    every = [(h[r, j], b.target[r, j]) for r in range(len(b)) for j in range(b.items.shape[1]) if b.target[r, j] > 0]
+    return sum(-(E @ x).log_softmax(0)[t] for x, t in every) / len(every)
+
 def value_and_gradients(f, h, E):
     loss = f(); return loss.detach(), *torch.autograd.grad(3 * loss, (h, E))
 
@@ -97,6 +108,47 @@ def test_an_own_score_is_asked():
         with drawing(0): x = loss(Halved(36, 6), h)
         with drawing(0): y = loss(Plain(36, 6), h / 2)
         assert torch.allclose(x, y, atol=1e-5), name
+
+@pytest.mark.parametrize('cls', [Live, LiveOwn])
+@pytest.mark.parametrize('chunk', [1, 3, 512])
+def test_padding_as_a_class(cls, chunk):
+    "`first_id = 0`: row 0 is a class that is never right, with the gradient of one"
+    h, E, b = case()
+    mine = value_and_gradients(lambda: CrossEntropy(chunk)(cls(36, 6), Out(h, E), b), h, E)
+    for x, y in zip(mine, value_and_gradients(lambda: naive_live(h, E, b), h, E)): assert torch.allclose(x.double(), y.double(), rtol=2e-5, atol=1e-5)
+    assert mine[2][0].any()
+    with torch.no_grad(): E[0] = 9 * h.detach()[0, 0]                # padding that fits the first history
+    live, dead = (CrossEntropy(chunk)(c(36, 6), Out(h, E), b) for c in (cls, Plain))
+    assert live > dead + .1
+
+def test_padding_as_a_class_in_bf16_and_without_gradients():
+    h, E, b = case(scale=.7)
+    with torch.autocast('cpu', torch.bfloat16): mine = value_and_gradients(lambda: CrossEntropy(4)(Live(36, 6), Out(h.bfloat16(), E), b), h, E)
+    want = value_and_gradients(lambda: naive_live(h, E, b), h, E)
+    assert abs(mine[0] - want[0]) < .02 * want[0]
+    for x, y in zip(mine[1:], want[1:]): assert (x - y).norm() < .03 * y.norm()
+    with torch.no_grad(): assert torch.allclose(CrossEntropy()(Live(36, 6), Out(h, E), b).double(), naive_live(h, E, b))
+
+@pytest.mark.parametrize('cls', [Plain, Live])
+@pytest.mark.parametrize('name', ['bce', 'bpr', 'ss', 'gbce'])
+def test_padding_is_never_a_negative(cls, name):
+    "Neither where it is a class of the cross-entropy, nor in batches of empty rows, nor with a pool"
+    items = torch.tensor([[0, 0], [0, 0], [3, 0], [4, 5]]); b = Batch(items, torch.tensor([7, 2, 4, 1]), n_targets=4)
+    one = Batch(items[:2, :1], b.target[:2], n_targets=2)
+    for batch in (b, one):
+        g = torch.Generator().manual_seed(0); h, E = (torch.randn(*s, 6, generator=g).requires_grad_() for s in ((len(batch), batch.items.shape[1]), (9,)))
+        for exclude in ('target', 'window'):
+            for shared in (False, True):
+                for pool in (None, torch.arange(1, 9)):
+                    loss = make_loss(name, 4, pool); loss.negatives.exclude, loss.negatives.shared = exclude, shared
+                    for seed in range(20):
+                        with drawing(seed): value = loss(cls(8, 6), Out(h, E), batch)
+                        gE = torch.autograd.grad(value, E)[0]
+                        assert value.isfinite() and gE.isfinite().all() and not gE[0].any()
+                        with drawing(seed): ids, ok = loss.negatives(9, batch, batch.target, torch.arange(len(batch)))
+                        ids = ids.expand(len(batch), -1)
+                        assert ids.min() >= 1 and not (ok & (ids == batch.target[:, None])).any()
+                        if exclude == 'window': assert not (ok[..., None] & (ids[..., None] == batch.items[:, None])).any()
 
 # all positions at once, or one prefix a row
 

@@ -12,33 +12,37 @@ from torch import nn, Tensor
 from ..core import unknown
 from .dropout import Dropout, drop
 
-# %% ../../nbs/20b_blocks.attention.ipynb #2a1c2c81
-def _by_hand(q, k, v, causal, keep, p):
+# %% ../../nbs/20b_blocks.attention.ipynb #48cadeb7
+def _by_hand(q, k, v, causal, keep, p, bias=None, scale=None):
     "Product, softmax, product: fast in bf16 on a CPU, and where the weights themselves are needed"
-    B, H, L, d = q.shape
-    bias = q.new_zeros(L, L)
+    (B, H, L, d), K = q.shape, k.shape[2]
+    bias = q.new_zeros(L, K) if bias is None else bias.to(q.dtype)
     if causal: bias = bias.fill_(-torch.inf).triu_(1)
-    flat = lambda t: t.reshape(B * H, L, d)
+    flat = lambda t: t.flatten(0, 1)
     if keep is not None:
-        bias = bias + q.new_zeros(B, 1, 1, L).masked_fill(~keep[:, None, None, :], torch.finfo(q.dtype).min)
-        bias = bias.expand(B, H, L, L).reshape(B * H, L, L)
-    w = torch.baddbmm(bias, flat(q) * d ** -.5, flat(k).transpose(1, 2)).softmax(-1)
-    return (drop(w, p) @ flat(v)).view(B, H, L, d)
+        bias = bias + q.new_zeros(B, 1, 1, K).masked_fill(~keep[:, None, None, :], torch.finfo(q.dtype).min)
+    if bias.dim() > 2: bias = bias.expand(B, H, L, K).reshape(B * H, L, K)
+    w = torch.baddbmm(bias, flat(q) * (scale or d ** -.5), flat(k).transpose(1, 2)).softmax(-1)
+    return (drop(w, p) @ flat(v)).unflatten(0, (B, H))
 
-# %% ../../nbs/20b_blocks.attention.ipynb #c9a438fb
-def attention(q: Tensor, k: Tensor, v: Tensor, # (B,H,L,d_h)
+# %% ../../nbs/20b_blocks.attention.ipynb #ba1a7436
+def attention(q: Tensor, k: Tensor, v: Tensor, # (B,H,L,d_h); q may have fewer rows, v another width
               causal: bool = True,             # look back only
               keep: Tensor = None,             # (B,L) True where it may look (not needed when causal)
-              p: float = 0.) -> Tensor:        # dropout on the weights
+              p: float = 0.,                   # dropout on the weights
+              bias: Tensor = None,             # (B or 1,1,L,L) added to the scores, in place of both masks
+              scale: float = None) -> Tensor:  # of the products; None: 1/sqrt(d_h)
     "Scaled dot-product attention, (B,H,L,d_h)"
+    if bias is not None: causal, keep = False, None
     if q.device.type == 'cpu' and (p > 0 or q.dtype == torch.bfloat16):
-        return _by_hand(q, k, v, causal, keep, p)
-    mask = None if keep is None else keep[:, None, None, :]
-    if mask is not None and causal:
+        return _by_hand(q, k, v, causal, keep, p, bias, scale)
+    mask = bias if keep is None else keep[:, None, None, :]
+    if keep is not None and causal:
         mask = mask & torch.ones(q.shape[-2:-1] * 2, dtype=torch.bool, device=q.device).tril()
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=causal and mask is None)
+    is_causal = causal and mask is None
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=is_causal, scale=scale)
 
-# %% ../../nbs/20b_blocks.attention.ipynb #3e45bf6c
+# %% ../../nbs/20b_blocks.attention.ipynb #65dc46a6
 class SelfAttention(nn.Module):
     "Multi-head attention of a sequence to itself"
     def __init__(self, d_model: int, n_heads: int, dropout: float = 0., causal: bool = True):
@@ -49,10 +53,14 @@ class SelfAttention(nn.Module):
         self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
     def forward(self, x, keep=None, query=None):
         "(B,L,D) to (B,L,D); `query` replaces x on the asking side only"
+        q, k, v = self.heads(x, query)
+        return self.merge(attention(q, k, v, self.causal, keep, self.p if self.training else 0.))
+    def heads(self, x, query=None):
+        "Queries, keys and values, (B,H,L,d_h) each"
         q, k, v = self.qkv(x).chunk(3, -1) if query is None else self._split(x, query)
-        split = lambda t: t.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)      # (B,H,L,d_h)
-        y = attention(split(q), split(k), split(v), self.causal, keep, self.p if self.training else 0.)
-        return self.out(y.transpose(1, 2).flatten(2))
+        split = lambda t: t.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        return split(q), split(k), split(v)
+    def merge(self, y): return self.out(y.transpose(1, 2).flatten(2))
     def _split(self, x, query):
         (wq, wk, wv), (bq, bk, bv) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         return F.linear(query, wq, bq), F.linear(x, wk, bk), F.linear(x, wv, bv)

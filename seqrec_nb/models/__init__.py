@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'SeqModel', 'check_model', 'create', 'register_model', 'Cooccurrence', 'Markov', 'Popularity', 'SASRec',
-           'GRU4Rec', 'Caser', 'BERT4Rec', 'GraphRec', 'HybridSASRecGNN']
+           'GRU4Rec', 'Caser', 'BERT4Rec', 'GraphRec', 'HybridSASRecGNN', 'AttentionRec', 'FMLPRec', 'BSARec', 'WEARec',
+           'PSWRec', 'load_reference']
 
-# %% ../../nbs/39_models.ipynb #5dedc224
+# %% ../../nbs/39_models.ipynb #986424f9
 from .base import MODELS, SeqModel, check_model, create, register_model
 from .baselines import Cooccurrence, Markov, Popularity
 from .sasrec import SASRec
@@ -14,8 +15,13 @@ from .gru4rec import GRU4Rec
 from .caser import Caser
 from .bert4rec import BERT4Rec
 from .hybrid import GraphRec, HybridSASRecGNN
+from .window import AttentionRec
+from .frequency import BSARec, FMLPRec, WEARec
+from .pswrec import PSWRec
+from .reference import load_reference
 
-# %% ../../nbs/39_models.ipynb #1dea9f0e
+# %% ../../nbs/39_models.ipynb #8d7c4e55
 _all_ = ['MODELS', 'SeqModel', 'check_model', 'create', 'register_model',
          'Cooccurrence', 'Markov', 'Popularity', 'SASRec', 'GRU4Rec', 'Caser', 'BERT4Rec',
-         'GraphRec', 'HybridSASRecGNN']
+         'GraphRec', 'HybridSASRecGNN', 'AttentionRec', 'FMLPRec', 'BSARec', 'WEARec', 'PSWRec',
+         'load_reference']
