@@ -62,12 +62,13 @@ class PhaseBank(nn.Module):
             return polar(*self.parts(full(x)))
     def extra_repr(self): return f'kernels={self.kernels}, dilations={self.dilations}'
 
-# %% ../../nbs/22_blocks.phase.ipynb #d07407b4
+# %% ../../nbs/22_blocks.phase.ipynb #7a535e94
 @patch
 def _check(self: PhaseBank):
     k, d = self.kernels, self.dilations
     if not k or len(k) != len(d):
-        raise ValueError(f'every band needs a kernel and a dilation: got {len(k)} kernels, {len(d)} dilations')
+        raise ValueError('every band needs a kernel and a dilation: '
+                         f'got {len(k)} kernels, {len(d)} dilations')
     if min(k + d) < 1: raise ValueError(f'kernels and dilations must be at least 1: got {k} and {d}')
 
 @patch

@@ -27,10 +27,10 @@ def scan_steps(u, dt, A, B, C, h=None):
         ys.append((h * C_t[:, None]).sum(-1))
     return torch.stack(ys, 1), h
 
-# %% ../../nbs/23_blocks.ssm.ipynb #a8f48372
+# %% ../../nbs/23_blocks.ssm.ipynb #c7862281
 LN2 = math.log(2)
 CHUNK = 16        # steps from one kept state to the next
-CACHE = 2**20     # bytes of the states that are worked on at once, on a CPU
+CACHE = 2**21     # bytes of the states that are worked on at once, on a CPU
 
 def spans(n: int, size: int) -> list:
     "The slices that cut range(n) into pieces of `size`"
@@ -127,11 +127,11 @@ def scan_backward(x, dt, A, B, C, kept, gy, glast, steps, rows):
     gx, gdt, gB, gC = out
     return gx, gdt, gA, gB, gC, gh
 
-# %% ../../nbs/23_blocks.ssm.ipynb #8bddc5ea
+# %% ../../nbs/23_blocks.ssm.ipynb #eb4d4aec
 def scan_chunks(u, dt, A, B, C, h=None):
     "The same as `scan_steps`, with states kept only at the starts of chunks"
     if h is None: h = u.new_zeros(()).expand(len(u), *A.shape)
-    y, h = Scan.apply(dt * u, dt, A.T / LN2, B, C, h.mT)
+    y, h = Scan.apply(dt * u, dt, A.T.contiguous() / LN2, B, C, h.mT)
     return y, h.mT
 
 # %% ../../nbs/23_blocks.ssm.ipynb #d3fcb074

@@ -83,7 +83,7 @@ def sizes(x) -> list[int]:
     if min(x, default=0) < 1: raise ValueError(f'kernels and dilations must be at least 1: got {x}')
     return x
 
-# %% ../../nbs/34_models.pswrec.ipynb #8f594b84
+# %% ../../nbs/34_models.pswrec.ipynb #5f7ed015
 @register_model
 class PSWRec(WindowModel):
     "Attention modulated by the local phases of the history"
@@ -96,41 +96,46 @@ class PSWRec(WindowModel):
                  dilations: str = '1-2-4-8',    # steps between their taps
                  phase_bias: float = -5.,       # softplus of it: strength of the bias at the start
                  values: bool = False,          # amplitude scales values as well (VAM)
-                 gate_tau: float = None,        # soft gate: open half at this times the mean; None: none
+                 gate_tau: float = None,        # soft gate: half open at this times the mean; None: none
                  gate_temperature: float = .5,  # its width, in units of that threshold
                  modulator: str = 'none',       # phases changed by 'user' or by 'step' (V1111 a and b)
                  aux_weight: float = .05,       # of the loss that keeps phases slow
                  input_norms: int = None,       # None: 1; as published: 2
                  as_published: bool = False, init_std: float = .02):
-        kernels, dilations = sizes(kernels), sizes(dilations)
-        if not 1 <= n_bands <= min(len(kernels), len(dilations)):
-            raise ValueError(f'{n_bands} bands need as many kernels and dilations: got {kernels} and {dilations}')
-        for kind, name, names in (('phase', phase, PHASE), ('modulator', modulator, MODULATOR)):
-            if name not in names: raise ValueError(unknown(kind, name, names))
-        super().__init__(n_items, d_model, n_blocks, max_len, dropout, input_norms or 1 + as_published,
-                         as_published, init_std)
+        norms = input_norms or 1 + as_published
+        super().__init__(n_items, d_model, n_blocks, max_len, dropout, norms, as_published, init_std)
         self.n_bands, self.aux_weight, self.modulator = n_bands, aux_weight, modulator
         self.causal = not as_published or (gate_tau is None and modulator != 'user' and phase != 'personal')
-        used = slice(None if as_published else n_bands)    # the source makes all bands and uses some
-        self.bank = PhaseBank(d_model, kernels[used], dilations[used])
+        self.bank = PhaseBank(d_model, *self._bands(sizes(kernels), sizes(dilations)))
         self.gate = None if gate_tau is None else SoftGate(gate_tau, gate_temperature, not as_published)
         self.change = self._modulator()
         attend = self._mixer(phase, n_heads, attn_dropout, phase_bias, values)
         self.stack(n_blocks, lambda: Residual(attend(), d_model, dropout), d_inner)
         self.start(*self._with_own_start())
 
-# %% ../../nbs/34_models.pswrec.ipynb #d765db74
+# %% ../../nbs/34_models.pswrec.ipynb #fc1c9db5
+@patch
+def _bands(self: PSWRec, kernels, dilations):
+    "Kernels and dilations of the bank: the source makes all bands, and uses some"
+    if not 1 <= self.n_bands <= min(len(kernels), len(dilations)):
+        raise ValueError(f'{self.n_bands} bands need as many kernels and dilations: '
+                         f'got {kernels} and {dilations}')
+    used = slice(None if self.as_published else self.n_bands)
+    return kernels[used], dilations[used]
+
 @patch
 def _mixer(self: PSWRec, phase, n_heads, p, phase_bias, values):
     "Makes the attention of one layer"
-    basic = (self.d_model, n_heads, p, self.n_bands)
+    if phase not in PHASE: raise ValueError(unknown('phase', phase, PHASE))
+    basic, published = (self.d_model, n_heads, p, self.n_bands), self.as_published
     if phase == 'rotation': return lambda: RotaryPhaseAttention(*basic)
-    if phase == 'personal': return lambda: PersonalPhaseAttention(*basic, phase_bias, published=self.as_published)
+    if phase == 'personal': return lambda: PersonalPhaseAttention(*basic, phase_bias, published)
     return lambda: PhaseAttention(*basic, phase_bias, values=values)
 
 @patch
 def _modulator(self: PSWRec):
     "What changes the phases, or None"
+    if self.modulator not in MODULATOR: raise ValueError(unknown('modulator', self.modulator, MODULATOR))
     D, S, right = self.d_model, self.n_bands, not self.as_published
     if self.modulator == 'user': return UserModulator(D, 2 * S, D // 2, right, right)
     if self.modulator == 'step': return StepModulator(D, S)

@@ -15,10 +15,12 @@ from ..core import unknown
 from .base import create
 from .window import Places, WindowModel
 
-# %% ../../nbs/35b_models.reference.ipynb #0cfc207f
-SHELL = [(r'^item_embeddings\.', 'item.'), (r'^position_embeddings\.', 'position.'), (r'^LayerNorm\.', 'norm.'),
+# %% ../../nbs/35b_models.reference.ipynb #92608ee7
+SHELL = [(r'^item_embeddings\.', 'item.'), (r'^position_embeddings\.', 'position.'),
+         (r'^LayerNorm\.', 'norm.'),
          (r'^(item_encoder\.blocks|encoder\.layers)\.(\d+)\.', r'blocks.\2.'),
-         (r'\.(feed_forward|ffn)\.dense_1\.', '.ffn.inner.'), (r'\.(feed_forward|ffn)\.dense_2\.', '.ffn.outer.'),
+         (r'\.(feed_forward|ffn)\.dense_1\.', '.ffn.inner.'),
+         (r'\.(feed_forward|ffn)\.dense_2\.', '.ffn.outer.'),
          (r'\.(feed_forward|ffn)\.(LayerNorm|layer_norm)\.', '.norm.')]
 ATTENTION = [(r'\.(?:layer|attn)\.(query|key|value)\.', r'.mix.mixer.\1.'),
              (r'\.(?:layer|attn)\.(dense|out_proj)\.', '.mix.mixer.out.'),
@@ -29,20 +31,22 @@ PHASE = [(r'^phase_filter\.(real|imag)_convs\.(\d+)\.weight', r'bank.\1.\2'),
          (r'\.attn\.context_mlp\.0\.', '.mix.mixer.person.inner.'),
          (r'\.attn\.context_mlp\.2\.', '.mix.mixer.person.outer.')]
 
-# %% ../../nbs/35b_models.reference.ipynb #26eceb8f
+# %% ../../nbs/35b_models.reference.ipynb #9ded810e
 FILTER = [(r'\.layer\.complex_weight$', '.mix.mixer.weight')]
 WAVELET = [(r'\.layer\.complex_weight$', '.mix.mixer.haar.detail'),
            (r'\.layer\.(base_filter|base_bias)$', r'.mix.mixer.fourier.\1'),
-           (r'\.layer\.adaptive_mlp\.', '.mix.mixer.fourier.mlp.'), (r'\.layer\.gate_param$', '.mix.mixer.gate_param')]
+           (r'\.layer\.adaptive_mlp\.', '.mix.mixer.fourier.mlp.'),
+           (r'\.layer\.gate_param$', '.mix.mixer.gate_param')]
 BLEND = [(r'\.layer\.filter_layer\.sqrt_beta$', '.mix.filter.mixer.beta'),
          (r'\.layer\.filter_layer\.LayerNorm\.', '.mix.filter.norm.'),
          (r'\.layer\.attention_layer\.(query|key|value)\.', r'.mix.attention.mixer.\1.'),
          (r'\.layer\.attention_layer\.dense\.', '.mix.attention.mixer.out.'),
          (r'\.layer\.attention_layer\.LayerNorm\.', '.mix.attention.norm.')]
-MAMBA = [(r'^phase_filter\.modulator\.0\.', 'change.inner.'), (r'^phase_filter\.modulator\.2\.', 'change.outer.'),
+MAMBA = [(r'^phase_filter\.modulator\.0\.', 'change.inner.'),
+         (r'^phase_filter\.modulator\.2\.', 'change.outer.'),
          (r'\.layer_norm\.', '.norm.')]
 
-# %% ../../nbs/35b_models.reference.ipynb #bb86da3d
+# %% ../../nbs/35b_models.reference.ipynb #0af62280
 def translate(state: dict, rules: list) -> dict:
     "Tensors under our names: query, key and value as one, kernels without their dimension of 1"
     out = {}
@@ -53,7 +57,8 @@ def translate(state: dict, rules: list) -> dict:
         out[new] = t.squeeze(2 if new.startswith('change.') else 1) if squeeze else t
     for name in [n for n in out if '.query.' in n]:
         parts = [name.replace('.query.', f'.{k}.') for k in ('query', 'key', 'value')]
-        if all(p in out for p in parts): out[name.replace('.query.', '.qkv.')] = torch.cat([out.pop(p) for p in parts])
+        if not all(p in out for p in parts): continue
+        out[name.replace('.query.', '.qkv.')] = torch.cat([out.pop(p) for p in parts])
     return out
 
 # %% ../../nbs/35b_models.reference.ipynb #a631d57b
@@ -70,12 +75,13 @@ def shell_sizes(state: dict) -> dict:
     found = dict(n_items=V - 1, d_model=D, max_len=shape(state, 'position_embeddings.weight')[0])
     return found | (dict(n_blocks=len(layers)) if layers else {})
 
-# %% ../../nbs/35b_models.reference.ipynb #c6a44cf4
+# %% ../../nbs/35b_models.reference.ipynb #ae97f73a
 def inner_size(state): return dict(d_inner=shape(state, 'dense_1.weight')[0])
 
 def bank_sizes(state):
     "Kernels of all bands, in their order"
-    width = {int(m[1]): t.shape[-1] for n, t in state.items() if (m := re.search(r'real_convs\.(\d+)\.weight', n))}
+    band = lambda name: re.search(r'real_convs\.(\d+)\.weight', name)
+    width = {int(m[1]): t.shape[-1] for name, t in state.items() if (m := band(name))}
     return dict(kernels='-'.join(str(width[k]) for k in sorted(width)))
 
 def rotary_sizes(state):
@@ -93,13 +99,13 @@ def mamba_sizes(state):
     return dict(d_state=N, d_conv=K, expand=E // shape(state, 'item_embeddings.weight')[1],
                 n_bands=shape(state, 'gamma')[0], **bank_sizes(state))
 
-# %% ../../nbs/35b_models.reference.ipynb #9bf4be18
+# %% ../../nbs/35b_models.reference.ipynb #cc749f9f
 class PortedGRU(WindowModel):
     "GRU4Rec as BSARec's code builds it; its position table is never read"
-    def __init__(self, n_items: int, d_model: int, max_len: int, n_blocks: int = 2, dropout: float = .5, **kw):
+    def __init__(self, n_items, d_model, max_len, n_blocks: int = 2, dropout: float = .5, **kw):
         super().__init__(n_items, d_model, n_blocks, max_len, dropout, **kw)
-        self.gru, self.out = nn.GRU(d_model, d_model, n_blocks, bias=False, batch_first=True), nn.Linear(d_model, d_model)
-        self.norm = nn.Identity()
+        self.gru = nn.GRU(d_model, d_model, n_blocks, bias=False, batch_first=True)
+        self.out, self.norm = nn.Linear(d_model, d_model), nn.Identity()
     def place(self, items: Tensor, E: Tensor) -> Tensor:
         return self.drop(nn.functional.embedding(items, E, padding_idx=0))
     def encode(self, x: Tensor, places: Places): return places.pick(self.out(self.gru(x)[0])), None
@@ -131,8 +137,8 @@ def mismatch(model: nn.Module, state: dict) -> list[str]:
     return out + [f'{k} has shape {tuple(state[k].shape)}, not {mine[k]}'
                   for k in sorted(mine.keys() & state.keys()) if tuple(state[k].shape) != mine[k]]
 
-# %% ../../nbs/35b_models.reference.ipynb #5039fa62
-def load_reference(family: str,  # sasrec, fmlprec, bsarec, gru4rec, wearec, pswrecv13, … (the keys of FAMILIES)
+# %% ../../nbs/35b_models.reference.ipynb #bdfe08aa
+def load_reference(family: str,  # sasrec, bsarec, wearec, pswrecv13_norot, … (the keys of FAMILIES)
                    state_dict: dict, # the source's names -> tensors or arrays
                    **config):    # what shapes do not say: n_heads, alpha, c, gate_tau, dilations, …
     "A published checkpoint as a faithful model in eval mode"
