@@ -8,9 +8,9 @@ __all__ = []
 # %% ../nbs/81d_designs_phase.ipynb #1d94f343
 from .designs import TABLES
 
-# %% ../nbs/81d_designs_phase.ipynb #f054d3b3
+# %% ../nbs/81d_designs_phase.ipynb #2381322b
 TABLES['phase'] = '''\
-# Do filters, wavelets or phases help attention on LastFM? The version tracker of requirement 000, corrected models
+# Do filters, wavelets or phases help attention on LastFM? The tracker of requirement 000, corrected models
 name,model,data,protocol,max_len,epochs,patience,eval_every,batch_size,lr,loss,samples,seeds,\
 alpha,c,n_heads,phase_bias,gate_tau,gate_temperature
 sasrec_bsa,sasrec_bsa,lastfm,P-bsa,50,200,20,1,32,.001,ce,all,0-4,,,,,,
@@ -37,9 +37,9 @@ pswrec_v1111_literal,pswrec_v1111_literal,lastfm,P-bsa,50,200,20,1,32,.001,ce,al
 pswrec_vmamba,pswrec_vmamba,lastfm,P-bsa,50,200,20,1,32,.001,ce,all,0-4,,,,,,
 '''
 
-# %% ../nbs/81d_designs_phase.ipynb #1c908316
+# %% ../nbs/81d_designs_phase.ipynb #0b09dae8
 TABLES['phase-beauty'] = '''\
-# The version tracker on Beauty, corrected models
+# Do filters, wavelets or phases help attention on Beauty? The tracker of requirement 000, corrected models
 name,model,data,protocol,max_len,epochs,patience,eval_every,batch_size,lr,loss,samples,seeds,\
 alpha,c,n_heads,phase_bias,gate_tau,gate_temperature
 sasrec_bsa,sasrec_bsa,beauty,P-bsa,50,200,20,1,32,.001,ce,all,0-4,,,,,,
@@ -68,46 +68,47 @@ norot_all,pswrec_v13_norot,lastfm,P-bsa,50,200,20,1,32,.001,ce,all,0-4
 norot_prefix,pswrec_v13_norot,lastfm,P-bsa,50,200,20,1,256,.001,ce,prefix_bsa,0-4
 '''
 
-# %% ../nbs/81d_designs_phase.ipynb #a7995019
+# %% ../nbs/81d_designs_phase.ipynb #255cf017
 TABLES['phase-published'] = '''\
 # What do the published settings of BSARec, WEARec and PSWRec reach, as published?
-name,model,data,protocol,max_len,epochs,patience,eval_every,batch_size,samples,as_published,seeds,\
-lr,dropout,loss,monitor,alpha,c,n_heads,phase_bias,gate_tau,gate_temperature,aux_weight
-lastfm_sasrec_ce,sasrec_bsa,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,2,,,,
-lastfm_double_ce,sasrec_bsa_double,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,2,,,,
-lastfm_sasrec,sasrec_bsa,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,bce,NDCG@20,,,2,,,,
-lastfm_fmlprec,fmlprec,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,bce,NDCG@20,,,,,,,
-lastfm_bsarec,bsarec,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@20,.9,3,1,,,,
-lastfm_wearec,wearec,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@20,.3,,2,,,,
-lastfm_wearec_n10,wearec,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,.3,,2,,,,
+name,model,data,protocol,max_len,epochs,patience,batch_size,samples,as_published,seeds,\
+lr,dropout,loss,monitor,alpha,c,n_heads,phase_bias,gate_tau+gate_temperature,aux_weight
+lastfm_sasrec_ce,sasrec_bsa,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,2,,,
+lastfm_double_ce,sasrec_bsa_double,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,2,,,
+lastfm_sasrec,sasrec_bsa,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,bce,NDCG@20,,,2,,,
+lastfm_fmlprec,fmlprec,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,bce,NDCG@20,,,,,,
+lastfm_bsarec,bsarec,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@20,.9,3,1,,,
+lastfm_wearec,wearec,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@20,.3,,2,,,
+lastfm_wearec_n10,wearec,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,.3,,2,,,
 '''
 
-# %% ../nbs/81d_designs_phase.ipynb #652f8b0b
+# %% ../nbs/81d_designs_phase.ipynb #ea0a9a5b
 TABLES['phase-published'] += '''\
-lastfm_v13,pswrec_v13,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,,,,
-lastfm_v13_fast,pswrec_v13,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,,,,0
-lastfm_norot_-5,pswrec_v13_norot,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-5,,,
-lastfm_norot_-4.5,pswrec_v13_norot,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-4.5,,,
-lastfm_norot_-4,pswrec_v13_norot,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-4,,,
-lastfm_vam,pswrec_v13_vam,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-5,,,
-lastfm_v1111,pswrec_v1111,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-5,,,
-lastfm_v1111_step,pswrec_v1111_step,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-5,,,
-lastfm_vmamba,pswrec_vmamba,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,,,,,
+lastfm_v13,pswrec_v13,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,,,
+lastfm_v13_aux0,pswrec_v13,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,,,0
+lastfm_norot-5,pswrec_v13_norot,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-5,,
+lastfm_norot-4.5,pswrec_v13_norot,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-4.5,,
+lastfm_norot-4,pswrec_v13_norot,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-4,,
+lastfm_vam,pswrec_v13_vam,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-5,,
+lastfm_v1111,pswrec_v1111,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-5,,
+lastfm_v1111_step,pswrec_v1111_step,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-5,,
+lastfm_vmamba,pswrec_vmamba,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,,,,
 '''
 TABLES['phase-published'] += ''.join(
-    f'lastfm_softmag_{tau}_{width},pswrec_softmag,lastfm,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,'
-    f'.001,.5,ce,NDCG@10,,,4,-5,{tau},{width},\n' for tau in ('.2', '.5', '1') for width in ('.25', '.5', '1'))
+    f'lastfm_softmag_{tau}_{width},pswrec_softmag,lastfm,P-bsa,50,200,10,256,prefix_bsa,true,0-4,'
+    f'.001,.5,ce,NDCG@10,,,4,-5,{tau}/{width},\n'
+    for tau in ('.2', '.5', '1') for width in ('.25', '.5', '1'))
 
-# %% ../nbs/81d_designs_phase.ipynb #f5c98a8a
+# %% ../nbs/81d_designs_phase.ipynb #6a1c26d0
 TABLES['phase-published'] += '''\
-beauty_sasrec_ce,sasrec_bsa,beauty,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,2,,,,
-beauty_bsarec,bsarec,beauty,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.0005,.5,ce,NDCG@20,.7,5,1,,,,
-beauty_wearec,wearec,beauty,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.0005,.5,ce,NDCG@20,.2,,8,,,,
-beauty_wearec_n10,wearec,beauty,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.0005,.5,ce,NDCG@10,.2,,8,,,,
-beauty_v13,pswrec_v13,beauty,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,,,,
-beauty_norot_-5,pswrec_v13_norot,beauty,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-5,,,
-sports_sasrec_ce,sasrec_bsa,sports,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,2,,,,
-sports_wearec,wearec,sports,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@20,.3,,4,,,,
-ml-1m_sasrec_ce,sasrec_bsa,ml-1m-bsa,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.001,.1,ce,NDCG@10,,,2,,,,
-ml-1m_wearec,wearec,ml-1m-bsa,P-bsa,50,200,10,1,256,prefix_bsa,true,0-4,.0005,.1,ce,NDCG@20,.3,,2,,,,
+beauty_sasrec_ce,sasrec_bsa,beauty,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,2,,,
+beauty_bsarec,bsarec,beauty,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.0005,.5,ce,NDCG@20,.7,5,1,,,
+beauty_wearec,wearec,beauty,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.0005,.5,ce,NDCG@20,.2,,8,,,
+beauty_wearec_n10,wearec,beauty,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.0005,.5,ce,NDCG@10,.2,,8,,,
+beauty_v13,pswrec_v13,beauty,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,,,
+beauty_norot-5,pswrec_v13_norot,beauty,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,4,-5,,
+sports_sasrec_ce,sasrec_bsa,sports,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@10,,,2,,,
+sports_wearec,wearec,sports,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.5,ce,NDCG@20,.3,,4,,,
+ml-1m_sasrec_ce,sasrec_bsa,ml-1m-bsa,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.001,.1,ce,NDCG@10,,,2,,,
+ml-1m_wearec,wearec,ml-1m-bsa,P-bsa,50,200,10,256,prefix_bsa,true,0-4,.0005,.1,ce,NDCG@20,.3,,2,,,
 '''

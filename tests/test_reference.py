@@ -75,8 +75,10 @@ def golden(data_dir, name):
     params = {k[7:]: arrays.pop(k) for k in list(arrays) if k.startswith('param::')}
     return ref.GOLDEN[name][0], params, ref.GOLDEN[name][2], arrays
 
+FILES = [k for k in ref.GOLDEN if k not in ('wearec_L9', 'pswrecv13_norot_h2', 'pswrecv13_vam')]     # of those only the loss is known
+
 @needs_data
-@pytest.mark.parametrize('name', ref.GOLDEN)
+@pytest.mark.parametrize('name', FILES)
 def test_oracle_equals_the_golden_file(name, data_dir):
     family, params, settings, z = golden(data_dir, name)
     for k, v in ref.filled(family, **ref.GOLDEN[name][1]).items(): assert torch.allclose(v, params.pop(k).requires_grad_(), atol=2e-7)
@@ -106,7 +108,7 @@ def test_oracle_has_the_published_number_of_parameters(family, sizes, n):
 
 @loads
 @needs_data
-@pytest.mark.parametrize('name', ref.GOLDEN)
+@pytest.mark.parametrize('name', FILES)
 def test_golden_file(name, data_dir):
     "Hidden states of all rows, padding included, the loss and the norm of its gradient"
     family, params, settings, z = golden(data_dir, name)
@@ -147,7 +149,7 @@ def pair(family, name, dtype=torch.float32, seed=0):
     s = sizes(family, name)
     p, settings = ref.random_params(family, seed, **s), config(family, s['n_heads'])
     bands = len(s.get('kernels', 'four'))
-    more = dict(dilations='-'.join('1248'[:bands])) if bands < 4 and family in ref.FAMILIES[5:] else {}
+    more = dict(dilations=(1, 2, 4, 8)[:bands]) if bands < 4 and family in ref.FAMILIES[5:] else {}
     return load(family, p, settings, **more).to(dtype), {k: v.to(dtype) for k, v in p.items()}, settings, windows(s['L'])
 
 @loads
@@ -282,7 +284,7 @@ def test_what_the_corrected_model_sees(family):
 
 # what is loaded, and what is refused
 
-LOADED = dict(L=9, D=16)
+LOADED = dict(L=9, D=16, n_layers=1)
 
 def loaded(family='wearec', change=None, **kw):
     p = ref.random_params(family, **LOADED)
@@ -294,20 +296,33 @@ def loaded(family='wearec', change=None, **kw):
 def test_unknown_family(family):
     with pytest.raises(ValueError, match='famil'): load_reference(family, ref.random_params('wearec', **LOADED))
 
+def ending(key):
+    "What an error must say of a tensor, at least: `dense_1.weight`, `gamma`"
+    last = key.split('.')[-2:]
+    return '.'.join(last) if last[-1] in ('weight', 'bias') else last[-1].removeprefix('base_')
+
 @loads
 @pytest.mark.parametrize('family', ref.FAMILIES)
 def test_every_key_counts(family):
-    "A key that is missing, surplus or of another shape is named"
+    "A tensor that is missing, surplus or of another shape is named, as its own code calls it"
     for key in ref.shapes(family, **LOADED):
         def without(p): del p[key]
         def longer(p): p[key] = torch.cat([p[key].reshape(-1), torch.zeros(1)])
         if not key.endswith('gate_param'):
-            with pytest.raises((ValueError, KeyError)) as e: loaded(family, without)
-            assert key in str(e.value)
+            with pytest.raises(ValueError) as e: loaded(family, without)
+            assert ending(key) in str(e.value)
         with pytest.raises(ValueError) as e: loaded(family, longer)
-        assert key in str(e.value)
-    def surplus(p): p['encoder.layers.7.attn.surprise'] = torch.zeros(1)
-    with pytest.raises((ValueError, KeyError), match=r'encoder\.layers\.7\.attn\.surprise'): loaded(family, surplus)
+        assert ending(key) in str(e.value)
+    def surplus(p): p['encoder.layers.0.attn.surprise'] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r'attn\.surprise'): loaded(family, surplus)
+
+@loads
+@torch.no_grad()
+def test_names_of_a_wrapped_model():
+    "DataParallel puts `module.` before every name"
+    p = ref.random_params('wearec', **LOADED)
+    wrapped = load('wearec', {f'module.{k}': v for k, v in p.items()})
+    assert torch.equal(wrapped.reference_forward(windows(9)), load('wearec', p).reference_forward(windows(9)))
 
 @loads
 @torch.no_grad()
@@ -332,6 +347,22 @@ def test_other_dtypes(dtype):
 
 @loads
 @torch.no_grad()
+def test_arrays_and_parameters_are_weights_too():
+    p, ids = ref.random_params('bsarec', **LOADED), windows(9)
+    h = load('bsarec', p, config('bsarec')).reference_forward(ids)
+    for other in ({k: v.numpy() for k, v in p.items()}, {k: torch.nn.Parameter(v) for k, v in p.items()}):
+        assert torch.equal(load('bsarec', other, config('bsarec')).reference_forward(ids), h)
+
+@loads
+@pytest.mark.parametrize('family', ref.FAMILIES)
+@torch.no_grad()
+def test_settings_that_agree_with_the_weights_are_accepted(family):
+    p, agreed = ref.random_params(family, **LOADED), dict(max_len=9, n_blocks=1, d_model=16, dropout=0.)
+    if family not in ('fmlprec', 'gru4rec', 'vmamba'): agreed['n_heads'] = 4
+    close(load(family, p, {**config(family), **agreed}).reference_forward(windows(9)), load(family, p, config(family)).reference_forward(windows(9)), 1e-6)
+
+@loads
+@torch.no_grad()
 def test_the_callers_weights_are_copied():
     p = ref.random_params('wearec', **LOADED)
     before = {k: v.clone() for k, v in p.items()}
@@ -342,7 +373,7 @@ def test_the_callers_weights_are_copied():
 @pytest.mark.parametrize('family, kw, said', [
     ('wearec', dict(max_len=8), 'max_len'), ('wearec', dict(max_len=10), 'max_len'), ('sasrec', dict(max_len=5), 'max_len'),
     ('sasrec', dict(n_heads=3), 'heads'), ('wearec', dict(n_heads=2), 'heads'), ('wearec', dict(alhpa=.3), 'alpha'),
-    ('sasrec', dict(n_blocks=1), 'blocks'), ('pswrecv13_norot', dict(n_blocks=3), 'blocks'), ('fmlprec', dict(d_model=8), 'd_model')], ids=str)
+    ('sasrec', dict(n_blocks=2), 'blocks'), ('pswrecv13_norot', dict(n_blocks=3), 'blocks'), ('fmlprec', dict(d_model=8), 'd_model')], ids=str)
 def test_settings_that_contradict_the_weights_are_refused(family, kw, said):
     with pytest.raises((ValueError, TypeError)) as e: loaded(family, **kw)
     assert said in str(e.value)

@@ -5,62 +5,75 @@
 # %% auto #0
 __all__ = ['PhaseMamba', 'PSWMamba', 'pswrec_vmamba']
 
-# %% ../../nbs/35_models.pswmamba.ipynb #0e0e51a8
+# %% ../../nbs/35_models.pswmamba.ipynb #d4550431
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..blocks.modulation import StepModulator, modulate
-from ..blocks.phase import PhaseBank
+from ..blocks.phase import PhaseBank, Phases
 from ..blocks.ssm import MambaBlock
 from .base import register_model
-from .window import Residual, WindowModel
+from .pswrec import sizes
+from .window import WindowModel
 
-# %% ../../nbs/35_models.pswmamba.ipynb #b5eb7a27
-class PhaseMamba(nn.Module):
-    "A Mamba block that phases speed up and turn to other parts of its memory; a mixer"
+# %% ../../nbs/35_models.pswmamba.ipynb #29058b3e
+class PhaseMamba(MambaBlock):
+    "A Mamba layer, post-norm, whose scan runs faster and is read elsewhere as the phases say"
     def __init__(self, d_model: int, n_bands: int, d_state: int, d_conv: int, expand: int):
-        super().__init__()
-        self.mamba = MambaBlock(d_model, d_state, d_conv, expand)
+        super().__init__(d_model, d_state, d_conv, expand)
         self.phase_proj = nn.Linear(2 * n_bands, d_state, bias=False)
+        self.norm = nn.LayerNorm(d_model, 1e-12)
     def forward(self, x, places, phases):
         faster = 1 + F.softplus(phases.extra.mean(-1, keepdim=True))
         shift = self.phase_proj(torch.cat([phases.cos, phases.sin], -1))
-        return self.mamba(x, None if places.live else places.real, faster, shift, places.last)
+        y = super().forward(x, None if places.live else places.real, faster, shift, places.last)
+        return self.norm(y + places.pick(x))
 
-# %% ../../nbs/35_models.pswmamba.ipynb #baa2dbe9
+# %% ../../nbs/35_models.pswmamba.ipynb #43fe70f4
 @register_model
 class PSWMamba(WindowModel):
-    "State-space layers steered by phases: a scan whose step sizes and read-outs follow a phase filter bank"
+    "State-space layers steered by local phases of the history"
     def __init__(self, n_items: int, d_model: int = 64, n_blocks: int = 2,
-                 d_state: int = 64,            # N: numbers of memory for each channel
-                 d_conv: int = 4,              # items that the short convolution sees
-                 expand: int = 2,              # channels of the memory: expand * d_model
+                 d_state: int = 64,             # N: numbers of memory for each channel
+                 d_conv: int = 4,               # items that the short convolution sees
+                 expand: int = 2,               # channels of the memory: expand * d_model
                  max_len: int = 50, dropout: float = .5,
-                 kernels=(3, 7, 15, 31),       # taps of each band
-                 dilations=(1, 2, 4, 8),       # steps between two taps of each band
-                 input_norms: int = None,      # None: 2 as published, else 1
+                 n_bands: int = 4,              # bands that are used, S
+                 kernels: str = '3-7-15-31',    # taps of each band's filters
+                 dilations: str = '1-2-4-8',    # steps between their taps
+                 input_norms: int = None,       # None: 1; as published: 2
                  as_published: bool = False, init_std: float = .02):
         norms = input_norms or 1 + as_published
         super().__init__(n_items, d_model, n_blocks, max_len, dropout, norms, as_published, init_std)
-        S = len(kernels)
-        self.bank, self.modulator = PhaseBank(d_model, kernels, dilations), StepModulator(d_model, S)
-        self.gamma = nn.Parameter(torch.full((S,), -3.))
-        mixer = lambda: PhaseMamba(d_model, S, d_state, d_conv, expand)
-        self.blocks = nn.ModuleList(Residual(mixer(), d_model, 0.) for _ in range(n_blocks))
-        own_dt = [] if as_published else [block.mixer.mamba.dt_proj for block in self.blocks]
-        self.start(self.modulator, *own_dt)
+        self.bank = self._bank(n_bands, sizes(kernels), sizes(dilations))
+        self.n_bands, self.change = n_bands, StepModulator(d_model, n_bands)
+        self.gamma = nn.Parameter(torch.full((n_bands,), -3.))
+        layer = lambda: PhaseMamba(d_model, n_bands, d_state, d_conv, expand)
+        self.blocks = nn.ModuleList(layer() for _ in range(n_blocks))
+        own = [] if as_published else [block.dt_proj for block in self.blocks]
+        self.start(self.change, *own)
 
-# %% ../../nbs/35_models.pswmamba.ipynb #1217ae87
+# %% ../../nbs/35_models.pswmamba.ipynb #90fd8b32
+@patch
+def _bank(self: PSWMamba, n_bands, kernels, dilations):
+    "The bands that are used; the source makes all"
+    if not 1 <= n_bands <= min(len(kernels), len(dilations)):
+        raise ValueError(f'{n_bands} bands need as many kernels and dilations: got {kernels} and {dilations}')
+    used = slice(None if self.as_published else n_bands)
+    return PhaseBank(self.d_model, kernels[used], dilations[used])
+
+# %% ../../nbs/35_models.pswmamba.ipynb #1a861600
 @patch
 def prepare(self: PSWMamba, x, places):
     "The input, louder where the bands are, and the phases for every block"
-    phases = modulate(self.bank(x), *self.modulator(x))
+    bands = Phases(*(t[..., :self.n_bands] for t in self.bank(x)[:3]))
+    phases = modulate(bands, *self.change(x))
     loud = (F.softplus(self.gamma) * phases.magnitude).sum(-1, keepdim=True).tanh()
     return x * (1 + .5 * loud).to(x.dtype), (phases,), None
 
-# %% ../../nbs/35_models.pswmamba.ipynb #7d619bc4
+# %% ../../nbs/35_models.pswmamba.ipynb #b68e8cd9
 @register_model(of=PSWMamba)
 def pswrec_vmamba(n_items: int, **kw):
-    "The requirement's VMamba: PSWMamba on the S6 scan that its code really was"
+    "The requirement's VMamba, on the S6 scan that its code really was"
     return PSWMamba(n_items, **kw)
