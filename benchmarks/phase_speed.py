@@ -12,7 +12,6 @@ import argparse, json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'tests'))
 import numpy as np, torch
-import torch.nn.functional as F
 import published as ref
 from seqrec_nb.blocks.phase import PhaseBank
 from seqrec_nb.core import reseed
@@ -40,9 +39,8 @@ HEADS = dict(sasrec=2, bsarec=1, wearec=2)
 class Plain:
     "A published model and torch's Adam"
     def __init__(self, family, data, L, D, heads, settings, dropout=.5):
-        named = ref.shapes(family, n_items=data.n_items, L=L, D=D, n_heads=heads)
         fresh = ref.random_params(family, n_items=data.n_items, L=L, D=D, n_heads=heads)
-        self.params = {k: torch.nn.Parameter(fresh[k]) for k in named}
+        self.params = {k: torch.nn.Parameter(v) for k, v in fresh.items()}
         for k in ('item_embeddings.weight', 'position_embeddings.weight'): torch.nn.init.normal_(self.params[k], std=.02)
         self.family, self.L = family, L
         self.settings = dict(settings, drop=torch.nn.Dropout(dropout))
@@ -94,7 +92,7 @@ def bank(a, L, D):
         phi, m = ref.phases(x, p)
         return [phi.cos(), phi.sin(), m]
     ways = [lambda: both(plain), lambda: both(lambda: list(own(x)[:3]))]
-    for w_ in ways: w_()
+    for f in ways: f()
     times = [[seconds(f) for f in ways] for _ in range(3 * a.repeats)]
     return figure('filter bank', *map(list, zip(*times)), wanted=3.)
 

@@ -57,7 +57,7 @@ def make_plan(found: dict): # found: what the parser read
     except ValueError as e:
         raise UsageError('\n'.join(f'seqrec grid: {line}' for line in str(e).splitlines())) from None
 
-# %% ../nbs/89d_commands.ipynb #94fc0e09
+# %% ../nbs/89d_commands.ipynb #71172572
 def grid(argv: list) -> int:
     "run a table of experiments, and end with its comparison"
     found = grid_parser().read(argv)
@@ -65,7 +65,7 @@ def grid(argv: list) -> int:
         raise UsageError('seqrec grid starts its own processes (--workers N): call it without a launcher')
     from seqrec_nb.grid import TABLES, notes
     if found['list'] or not found['table']:
-        print('\n'.join(f'{name:10} {" ".join(notes(text))}' for name, text in TABLES.items()))
+        print('\n'.join(f'{name:15} {" ".join(notes(text))}' for name, text in TABLES.items()))
         return 0 if found['list'] else 2
     plan = make_plan(found)
     from seqrec_nb.jobs import count, plan_text

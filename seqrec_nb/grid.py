@@ -6,7 +6,7 @@
 __all__ = ['tiny_log', 'label', 'Row', 'TableError', 'part', 'read_row', 'trial', 'is_counted', 'Table', 'notes', 'open_table',
            'change', 'head_faults', 'budget', 'unequal', 'uneven', 'read_table']
 
-# %% ../nbs/82_grid.ipynb #ae430799
+# %% ../nbs/82_grid.ipynb #c4386860
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -16,7 +16,7 @@ import pandas as pd
 from .untrusted import safe_name
 from .core import unknown
 from .cells import is_given, kinds, read_cell, read_seeds
-from .designs import TABLES
+from .designs_phase import TABLES
 from .data.planted import synthetic
 from .models.base import MODELS, lineage, model_class
 from .record import BUDGET, Experiment, build

@@ -57,12 +57,12 @@ class Step:
     targets: int
     parts: int = 1
 
-# %% ../nbs/41_memory.ipynb #ec5f2698
+# %% ../nbs/41_memory.ipynb #3d83c759
 def largest_step(loader) -> Step: # a Loader
     "A bound on what a step can be"
     count = np.bincount(loader.n)
     last = np.arange(1, loader.parts + 1) * count.sum() // loader.parts - 1       # longest row of every pile
-    widths = np.searchsorted(count.cumsum(), last.clip(0), side='right')
+    widths = np.searchsorted(count.cumsum(), last.clip(0), side='right').clip(1)
     rows = min(loader.batch_size, len(loader.n))
     cells = int(widths.sum()) * -(-rows // loader.parts)
     targets = cells if loader.samples in ('all', 'cloze') else rows

@@ -21,7 +21,7 @@ from .memory import NotEnoughMemory
 import seqrec_nb.models                # fills the registry
 from .models.base import SeqModel, lineage, model_class, settings
 
-# %% ../nbs/79_record.ipynb #1d238177
+# %% ../nbs/79_record.ipynb #bee9aa5b
 @dataclass(init=False)
 class Experiment:
     "All settings of a run; keywords that are no field are arguments of the model"
@@ -41,7 +41,7 @@ class Experiment:
     negatives: int = None      # of a sampled loss; None: its default
     hard: int = 0              # draw them from so many of the most popular unseen items; 0: from all
     pretrain: int = 0          # epochs of BPR on a hybrid's graph alone, which is then frozen
-    samples: str = None        # all, prefix, last or cloze; None: what suits the model
+    samples: str = None        # all, prefix, prefix_bsa, last or cloze; None: what suits
     window: str = 'last'       # part of a long history that is trained on: last, random or every
     precision: str = 'fp32'    # fp32, bf16 or fp16
     device: str = 'auto'       # auto, cpu, cuda

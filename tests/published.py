@@ -1,7 +1,7 @@
 """What the published models of the frequency and phase family compute, written plainly from their maths: an oracle for tests.
 
 `hidden(family, params, ids)` takes the published parameter names and left-padded ids (B,L) and returns hidden states (B,L,D);
-`loss` is the published training loss, `params` makes parameters of any size from a seed, `shapes` says what they are.
+`loss` is the published training loss, `random_params` makes parameters of any size from a seed, `shapes` says what they are.
 One convolution a channel, (L,L) masks of -10000, atan2, explicit loops: slow on purpose. `drop` is applied where the models
 drop out, so that the same lines can be timed as a training step. Nothing here imports the library.
 """

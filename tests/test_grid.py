@@ -15,6 +15,7 @@ from seqrec_nb.grid import TableError, budget, label, read_row, read_table
 from seqrec_nb.jobs import Plan, count, key, is_done, open_jobs, state, winner
 from seqrec_nb.models.base import lineage, model_class
 from seqrec_nb.models.sasrec import SASRec
+from seqrec_nb.models.window import AttentionRec
 from seqrec_nb.outcome import meant, outcome, results
 from seqrec_nb.workers import work
 
@@ -151,7 +152,7 @@ def test_changes_for_all_rows():
 @pytest.mark.parametrize('name', TABLES)
 def test_built_in_tables(name):
     t = read_table(name)
-    assert t.note and t.warnings == [] and SASRec in lineage(model_class(t.rows[0].one().model))
+    assert t.note and t.warnings == [] and {SASRec, AttentionRec} & {*lineage(model_class(t.rows[0].one().model))}
     assert all(r.fixed.get('loss') for r in t.rows)
     assert len({json.dumps(budget(r)) for r in t.rows}) == 1
 

@@ -53,37 +53,39 @@ class Disturbed:
         items[r, at[r]] = new[r]
         return items
 
-# %% ../../nbs/74b_analysis.sensitivity.ipynb #2b467115
+# %% ../../nbs/74b_analysis.sensitivity.ipynb #fec64e71
 def disturbed(
     model,              # a trained SeqModel
     loader: EvalLoader,
     back=(1, 2, 3),     # items from the end; 1: the last
     seed: int = 0       # of the exchanges; the same ones for every model
 ) -> dict:
-    "{k: (Ranks before, Ranks after the exchange of the k-th item from the end)}, users that have such an item"
+    "{k: (Ranks before, Ranks after the k-th item from the end was exchanged)} of users that have one"
     whole, found = ranks(model, loader), {}
     for k in back:
         d = Disturbed(loader, k, seed)
         found[k] = whole.where(d.possible), ranks(model, d).where(d.possible)
     return found
 
-# %% ../../nbs/74b_analysis.sensitivity.ipynb #446fdbf0
+# %% ../../nbs/74b_analysis.sensitivity.ipynb #dbad7433
 def place(r: Ranks) -> np.ndarray:
     "(U,) rank of the target, 1: the best; among ties the middle one"
     return 1 + r.above + r.ties / 2
 
+# %% ../../nbs/74b_analysis.sensitivity.ipynb #c3bd06c6
 def octaves(before: Ranks, after: Ranks) -> np.ndarray:
     "(U,) how often the target's rank doubled or halved, |log2 after / before|"
     same_question(before, after)
     return np.abs(np.log2(place(after) / place(before)))
 
-# %% ../../nbs/74b_analysis.sensitivity.ipynb #4fd124c1
+# %% ../../nbs/74b_analysis.sensitivity.ipynb #c3ff6a3d
 def estimate(x: np.ndarray, share: bool = False) -> dict: # x: (U,)
     "Mean over users, its 95 % interval, and how many users"
     if not len(x): return dict(mean=None, low=None, high=None, n=0)
     low, high = (wilson(float(x.mean()), len(x)) if share else bootstrap(x)) or (None, None)
     return dict(mean=float(x.mean()), low=low, high=high, n=len(x))
 
+# %% ../../nbs/74b_analysis.sensitivity.ipynb #93cab988
 def reactions(before: Ranks, after: Ranks, metric: str = 'HR@10') -> dict:
     "{measure: {mean, low, high, n}} of one exchange"
     x, y = per_user(before, metric), per_user(after, metric)

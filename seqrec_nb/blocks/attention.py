@@ -25,7 +25,7 @@ def _by_hand(q, k, v, causal, keep, p, bias=None, scale=None):
     w = torch.baddbmm(bias, flat(q) * (scale or d ** -.5), flat(k).transpose(1, 2)).softmax(-1)
     return (drop(w, p) @ flat(v)).unflatten(0, (B, H))
 
-# %% ../../nbs/20b_blocks.attention.ipynb #ba1a7436
+# %% ../../nbs/20b_blocks.attention.ipynb #17278f2a
 def attention(q: Tensor, k: Tensor, v: Tensor, # (B,H,L,d_h); q may have fewer rows, v another width
               causal: bool = True,             # look back only
               keep: Tensor = None,             # (B,L) True where it may look (not needed when causal)
@@ -33,7 +33,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, # (B,H,L,d_h); q may have fewer r
               bias: Tensor = None,             # (B or 1,1,L,L) added to the scores, in place of both masks
               scale: float = None) -> Tensor:  # of the products; None: 1/sqrt(d_h)
     "Scaled dot-product attention, (B,H,L,d_h)"
-    if bias is not None: causal, keep = False, None
+    if bias is not None: causal, keep, bias = False, None, bias.to(q.dtype)
     if q.device.type == 'cpu' and (p > 0 or q.dtype == torch.bfloat16):
         return _by_hand(q, k, v, causal, keep, p, bias, scale)
     mask = bias if keep is None else keep[:, None, None, :]

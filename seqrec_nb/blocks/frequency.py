@@ -138,13 +138,13 @@ def forward(self: HaarEnhancer, x: Tensor, places) -> Tensor:
     y = torch.stack([even + move, odd - move], 2).flatten(1, 2)
     return F.pad(y, (0, 0, *self.skip)) if places.last is None else y[:, 1:]
 
-# %% ../../nbs/21_blocks.frequency.ipynb #fa308fdd
+# %% ../../nbs/21_blocks.frequency.ipynb #97205039
 class WaveletFilter(nn.Module):
     "WEARec's mixer: alpha of the dynamic filter and 1 - alpha of the wavelet"
     def __init__(self, d_model: int, n_heads: int, max_len: int,
                  alpha: float,                # share of the dynamic filter
                  all_columns: bool = False,   # mean over padding as well, as published
-                 newest: bool = False):       # an odd L drops the oldest column from the pairs, not the newest
+                 newest: bool = False):       # an odd L drops the oldest column, not the newest
         super().__init__()
         self.alpha = alpha
         self.fourier = DynamicFilter(d_model, n_heads, max_len, all_columns)

@@ -13,7 +13,7 @@ from torch import nn, Tensor
 from ..core import unknown
 from .phase import Phases, full, running_mean
 
-# %% ../../nbs/22b_blocks.modulation.ipynb #c64db211
+# %% ../../nbs/22b_blocks.modulation.ipynb #024925a2
 class UserModulator(nn.Module):
     "A small network on the mean of a history: numbers that adapt a layer to its user"
     def __init__(self, d_model: int,
@@ -22,19 +22,15 @@ class UserModulator(nn.Module):
                  running: bool = True, # mean over the past; False: over all columns, as published
                  zero: bool = True):   # start with zeros: no change
         super().__init__()
-        self.running, self.zero = running, zero
+        self.running = running
         self.inner, self.outer = nn.Linear(d_model, hidden), nn.Linear(hidden, n_out)
-        self.reset()
+        if zero: nn.init.zeros_(self.outer.weight); nn.init.zeros_(self.outer.bias)
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
         "(B,L,D) to (B,L,n_out)"
         context = running_mean(x, real) if self.running else full(x).mean(1, keepdim=True)
         return self.outer(F.gelu(self.inner(context))).expand(-1, x.shape[1], -1)
-    def reset(self):
-        "First weights"
-        for layer in (self.inner, self.outer): layer.reset_parameters()
-        if self.zero: nn.init.zeros_(self.outer.weight); nn.init.zeros_(self.outer.bias)
 
-# %% ../../nbs/22b_blocks.modulation.ipynb #05f0ad6d
+# %% ../../nbs/22b_blocks.modulation.ipynb #44daa3c3
 class StepModulator(nn.Module):
     "A small network at each position alone: how much to amplify and to turn every band there"
     def __init__(self, d_model: int, n_bands: int):
@@ -44,9 +40,6 @@ class StepModulator(nn.Module):
         "(B,L,D) to gains within 1 and turns within pi/4, (B,L,S) each"
         gain, turn = full(self.outer(F.gelu(self.inner(x)))).tanh().chunk(2, -1)
         return gain, math.pi / 4 * turn
-    def reset(self):
-        "First weights: those of the source's convolutions of width one"
-        for layer in (self.inner, self.outer): layer.reset_parameters()
 
 # %% ../../nbs/22b_blocks.modulation.ipynb #562acd89
 GAINS = dict(tanh=lambda d: 1 + d, softplus=lambda d: 1 + F.softplus(d))

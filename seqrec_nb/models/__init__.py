@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODELS', 'SeqModel', 'check_model', 'create', 'register_model', 'Cooccurrence', 'Markov', 'Popularity', 'SASRec',
            'GRU4Rec', 'Caser', 'BERT4Rec', 'GraphRec', 'HybridSASRecGNN', 'AttentionRec', 'FMLPRec', 'BSARec', 'WEARec',
-           'PSWRec', 'load_reference']
+           'PSWRec', 'PSWMamba', 'load_reference']
 
-# %% ../../nbs/39_models.ipynb #986424f9
+# %% ../../nbs/39_models.ipynb #cefd4639
 from .base import MODELS, SeqModel, check_model, create, register_model
 from .baselines import Cooccurrence, Markov, Popularity
 from .sasrec import SASRec
@@ -18,10 +18,11 @@ from .hybrid import GraphRec, HybridSASRecGNN
 from .window import AttentionRec
 from .frequency import BSARec, FMLPRec, WEARec
 from .pswrec import PSWRec
+from .pswmamba import PSWMamba
 from .reference import load_reference
 
-# %% ../../nbs/39_models.ipynb #8d7c4e55
+# %% ../../nbs/39_models.ipynb #79f0b6c3
 _all_ = ['MODELS', 'SeqModel', 'check_model', 'create', 'register_model',
          'Cooccurrence', 'Markov', 'Popularity', 'SASRec', 'GRU4Rec', 'Caser', 'BERT4Rec',
-         'GraphRec', 'HybridSASRecGNN', 'AttentionRec', 'FMLPRec', 'BSARec', 'WEARec', 'PSWRec',
+         'GraphRec', 'HybridSASRecGNN', 'AttentionRec', 'FMLPRec', 'BSARec', 'WEARec', 'PSWRec', 'PSWMamba',
          'load_reference']

@@ -69,7 +69,7 @@ class BSARec(FilterRec):
         self.stack(n_blocks, d_inner, lambda: Blend(alpha, wrap(FrequencyRescaler(d_model, max_len, c)),
                                                     wrap(WindowAttention(d_model, n_heads, attn_dropout))))
 
-# %% ../../nbs/33_models.frequency.ipynb #0c04b52c
+# %% ../../nbs/33_models.frequency.ipynb #31eb1ae0
 @register_model
 class WEARec(FilterRec):
     "Wavelet-enhanced adaptive frequency filter: filters that each history chooses for itself"
@@ -85,7 +85,7 @@ class WEARec(FilterRec):
                  as_published: bool = False, # the source's arithmetic, padding included
                  init_std: float = .02):     # standard deviation of initial weights
         super().__init__(n_items, d_model, n_blocks, max_len, dropout, input_norms, as_published, init_std)
-        self.stack(n_blocks, d_inner, lambda: Residual(
-            WaveletFilter(d_model, n_heads, max_len, alpha, as_published, not as_published), d_model, dropout))
-        if as_published:
-            for block in self.blocks: block.mix.mixer.gate_param = nn.Parameter(torch.tensor(0.)) # unused there too
+        mixer = lambda: WaveletFilter(d_model, n_heads, max_len, alpha, as_published, not as_published)
+        self.stack(n_blocks, d_inner, lambda: Residual(mixer(), d_model, dropout))
+        for block in self.blocks if as_published else ():
+            block.mix.mixer.gate_param = nn.Parameter(torch.tensor(0.))     # unused there as well
