@@ -67,7 +67,7 @@ class Residual(nn.Module):
     def forward(self, x, places, *signals):
         return self.norm(self.drop(self.mixer(x, places, *signals)) + places.pick(x))
 
-# %% ../../nbs/32b_models.window.ipynb #23405564
+# %% ../../nbs/32b_models.window.ipynb #c4c92ba0
 class WindowBlock(nn.Module):
     "A mixing layer, then a feed-forward layer, post-norm"
     def __init__(self, mix: nn.Module, d_model: int, d_inner: int, dropout: float):
@@ -76,9 +76,10 @@ class WindowBlock(nn.Module):
         self.drop, self.norm = Dropout(dropout), nn.LayerNorm(d_model, 1e-12)
     def forward(self, x, places, *signals):
         x = self.mix(x, places, *signals)
-        if x.device.type == 'cpu' and places.zeros and places.last is None:
-            return x.new_zeros(x.shape).masked_scatter(places.real[..., None], self._cells(x[places.real]))
-        return places.clean(self._cells(x))
+        if x.device.type != 'cpu' or places.last is not None or not places.zeros:
+            return places.clean(self._cells(x))
+        at, flat = places.real.flatten().nonzero()[:, 0], x.flatten(0, 1)
+        return torch.zeros_like(flat).index_copy(0, at, self._cells(flat.index_select(0, at))).view_as(x)
     def _cells(self, x): return self.norm(self.drop(self.ffn(x)) + x)
 
 # %% ../../nbs/32b_models.window.ipynb #11032e4a
