@@ -243,7 +243,10 @@ def ablations(best: dict) -> dict: # {row: {seed: Best}}
         if len(each[0]) < 2: continue
         found = {k: [e[k] for e in each] for k in each[0]}
         table = ablation(found, METRIC).reset_index().to_dict('records')
-        for line in table: line['each'] = over_seeds(per_seed(found[line['without']], METRIC), per_seed(found['whole'], METRIC))
+        for line in table:
+            a, b = found[line['without']], found['whole']
+            line['over_seeds'] = over_seeds(per_seed(a, METRIC), per_seed(b, METRIC))['interval']
+            line['ranks_changed'] = np.mean([(x.above != y.above).mean() for x, y in zip(a, b)])
         again = np.mean([(e['whole'].above == Ranks.load(b.run.path/'ranks.npz').above).mean() for e, b in zip(each, of.values())])
         out[n] = dict(seeds=[*of], meanings=next(iter(of.values())).meanings(), parts=table, same_ranks_again=float(again))
     lines = [x for r in out.values() for x in r['parts'] if x['without'] != 'whole']
@@ -299,8 +302,10 @@ def spread(frames: list, keys: list) -> dict: # frames: a table of each seed, as
     "Mean, least and most over seeds, row by row"
     tables = [pd.DataFrame(f).set_index(keys) for f in frames]
     x = np.stack([t.to_numpy(float) for t in tables])
-    named = lambda v: {c: v[:, k] for k, c in enumerate(tables[0].columns)}
-    return dict(index=[list(np.atleast_1d(i)) for i in tables[0].index], mean=named(x.mean(0)), least=named(x.min(0)), most=named(x.max(0)))
+    named = lambda v, columns: {c: v[:, tables[0].columns.get_loc(c)] for c in columns if c in tables[0]}
+    shown = 'strength', 'turn', 'median'
+    return dict(index=[list(np.atleast_1d(i)) for i in tables[0].index], mean=named(x.mean(0), tables[0].columns),
+                least=named(x.min(0), shown), most=named(x.max(0), shown))
 
 def seen(best: dict) -> dict: # {row: {seed: Best}}
     "What has become of bands, phases, amplitudes and strengths: all seeds in numbers, one seed in pictures"
@@ -310,7 +315,8 @@ def seen(best: dict) -> dict: # {row: {seed: Best}}
         if not each[0]: continue
         keys = dict(strengths=['layer', 'head'], speed=['band'], amplitudes=['layer', 'head'])
         out[n] = dict(seeds=[*of], **{k: spread([e[k] for e in each], i) for k, i in keys.items() if k in each[0]})
-        if 'moved' in each[0]: out[n]['moved'] = [e['moved'] for e in each]
+        if 'moved' in each[0]: out[n]['moved'] = [[layer['share'] for layer in e['moved']] for e in each]
+        if n == BEST: out[n]['near'] = each[0]['moved']
     drawn = {n: next(iter(best[n].values())).picture() for n in (BEST, 'pswrec_v13') if n in best}
     return plain(dict(rows=out, pictures=drawn))
 

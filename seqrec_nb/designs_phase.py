@@ -8,45 +8,54 @@ __all__ = []
 # %% ../nbs/81d_designs_phase.ipynb #1d94f343
 from .designs import TABLES
 
-# %% ../nbs/81d_designs_phase.ipynb #7968511a
+# %% ../nbs/81d_designs_phase.ipynb #50d5c148
 TABLES['phase'] = '''\
-# Do filters, wavelets or phases help attention on LastFM? The tracker of requirement 000, corrected models
+# Do phases help attention on LastFM? The tracker of requirement 000, corrected models
 name,model,data,protocol,max_len,epochs,patience,eval_every,batch_size,lr,loss,samples,window,seeds,\
-n_heads,alpha,c,phase_bias,gate_tau,gate_temperature
-sasrec_bsa,sasrec_bsa,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,,,
-sasrec_bsa_double,sasrec_bsa_double,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,,,
-fmlprec,fmlprec,lastfm,P-bsa,50,150,12,1,256,.001,ce,prefix,,0-4,,,,,,
-bsarec,bsarec,lastfm,P-bsa,50,150,12,1,256,.001,ce,prefix,,0-4,1,.9,3,,,
-wearec,wearec,lastfm,P-bsa,50,150,12,1,256,.001,ce,prefix,,0-4,2,.3,,,,
-pswrec_v13,pswrec_v13,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,,,
-norot_-5,pswrec_v13_norot,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,,
-norot_-4.5,pswrec_v13_norot,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-4.5,,
-norot_-4,pswrec_v13_norot,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-4,,
-pswrec_v13_vam,pswrec_v13_vam,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,,
-softmag_.2_.25,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,.2,.25
-softmag_.2_.5,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,.2,.5
-softmag_.2_1,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,.2,1
-softmag_.5_.25,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,.5,.25
-softmag_.5_.5,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,.5,.5
-softmag_.5_1,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,.5,1
-softmag_1_.25,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,1,.25
-softmag_1_.5,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,1,.5
-softmag_1_1,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,1,1
-pswrec_v1111,pswrec_v1111,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,,
-pswrec_v1111_literal,pswrec_v1111_literal,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,-5,,
-pswrec_vmamba,pswrec_vmamba,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,,,,,,
+n_heads,phase_bias,gate_tau,gate_temperature
+sasrec_bsa,sasrec_bsa,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,
+sasrec_bsa_double,sasrec_bsa_double,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,
+pswrec_v13,pswrec_v13,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,,,
+norot_-5,pswrec_v13_norot,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,,
+norot_-4.5,pswrec_v13_norot,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-4.5,,
+norot_-4,pswrec_v13_norot,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-4,,
+pswrec_v13_vam,pswrec_v13_vam,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,,
+softmag_.2_.25,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,.2,.25
+softmag_.2_.5,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,.2,.5
+softmag_.2_1,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,.2,1
+softmag_.5_.25,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,.5,.25
+softmag_.5_.5,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,.5,.5
+softmag_.5_1,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,.5,1
+softmag_1_.25,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,1,.25
+softmag_1_.5,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,1,.5
+softmag_1_1,pswrec_softmag,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,1,1
+pswrec_v1111,pswrec_v1111,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,,
+pswrec_v1111_literal,pswrec_v1111_literal,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4,-5,,
+pswrec_vmamba,pswrec_vmamba,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,,,,
 '''
 
-# %% ../nbs/81d_designs_phase.ipynb #59144a0c
+# %% ../nbs/81d_designs_phase.ipynb #151abe65
+TABLES['phase-prefix'] = '''\
+# The papers' training (prefixes of the last 50 items): filters, wavelets and phases against attention, corrected models
+name,model,data,protocol,max_len,epochs,patience,eval_every,batch_size,lr,loss,samples,window,seeds,\
+n_heads,alpha,c,phase_bias
+sasrec_prefix,sasrec_bsa,lastfm,P-bsa,50,150,12,1,256,.001,ce,prefix_bsa,,0-4,4,,,
+wearec,wearec,lastfm,P-bsa,50,150,12,1,256,.001,ce,prefix_bsa,,0-4,2,.3,,
+bsarec,bsarec,lastfm,P-bsa,50,150,12,1,256,.001,ce,prefix_bsa,,0-4,1,.9,3,
+norot_prefix,pswrec_v13_norot,lastfm,P-bsa,50,150,12,1,256,.001,ce,prefix_bsa,,0-4,4,,,-5
+fmlprec,fmlprec,lastfm,P-bsa,50,150,12,1,256,.001,ce,prefix_bsa,,0-4,,,,
+'''
+
+# %% ../nbs/81d_designs_phase.ipynb #1ffe181a
 TABLES['phase-beauty'] = '''\
 # Do filters, wavelets or phases help attention on Beauty? The tracker of requirement 000, corrected models
 name,model,data,protocol,max_len,epochs,patience,eval_every,batch_size,lr,loss,samples,window,seeds,\
 alpha,c,n_heads,phase_bias,gate_tau,gate_temperature
 sasrec_bsa,sasrec_bsa,beauty,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,,,4,,,
 sasrec_bsa_double,sasrec_bsa_double,beauty,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,,,4,,,
-fmlprec,fmlprec,beauty,P-bsa,50,150,12,1,256,.001,ce,prefix,,0-4,,,,,,
-bsarec,bsarec,beauty,P-bsa,50,150,12,1,256,.0005,ce,prefix,,0-4,.7,5,1,,,
-wearec,wearec,beauty,P-bsa,50,150,12,1,256,.0005,ce,prefix,,0-4,.2,,8,,,
+fmlprec,fmlprec,beauty,P-bsa,50,150,12,1,256,.001,ce,prefix_bsa,,0-4,,,,,,
+bsarec,bsarec,beauty,P-bsa,50,150,12,1,256,.0005,ce,prefix_bsa,,0-4,.7,5,1,,,
+wearec,wearec,beauty,P-bsa,50,150,12,1,256,.0005,ce,prefix_bsa,,0-4,.2,,8,,,
 pswrec_v13,pswrec_v13,beauty,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,,,,,,
 norot_-5,pswrec_v13_norot,beauty,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,,,,-5,,
 norot_-4.5,pswrec_v13_norot,beauty,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,,,,-4.5,,
@@ -56,17 +65,6 @@ softmag_.5_.5,pswrec_softmag,beauty,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,
 pswrec_v1111,pswrec_v1111,beauty,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,,,,-5,,
 pswrec_v1111_literal,pswrec_v1111_literal,beauty,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,,,,-5,,
 pswrec_vmamba,pswrec_vmamba,beauty,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,,,,,,
-'''
-
-# %% ../nbs/81d_designs_phase.ipynb #0e1ffa8c
-TABLES['phase-prefix'] = '''\
-# Training on all positions against one prefix a row: accuracy of causal models on LastFM
-name,model,data,protocol,max_len,epochs,patience,eval_every,batch_size,lr,loss,samples,window,seeds,n_heads
-sasrec_all,sasrec_bsa,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4
-sasrec_prefix,sasrec_bsa,lastfm,P-bsa,50,150,12,1,256,.001,ce,prefix_bsa,,0-4,4
-sasrec_last,sasrec_bsa,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,last,0-4,4
-norot_all,pswrec_v13_norot,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,4
-norot_prefix,pswrec_v13_norot,lastfm,P-bsa,50,150,12,1,256,.001,ce,prefix_bsa,,0-4,4
 '''
 
 # %% ../nbs/81d_designs_phase.ipynb #255cf017

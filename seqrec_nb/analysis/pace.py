@@ -43,7 +43,7 @@ def read_gaps(path) -> Sequences:
     return Sequences(code.astype(np.int32) + 1, offsets, np.concatenate(times), np.array(users), ids,
                      name=Path(path).name)
 
-# %% ../../nbs/74c_analysis.pace.ipynb #2993d58b
+# %% ../../nbs/74c_analysis.pace.ipynb #f278e2f7
 def same_histories(a: Sequences, b: Sequences, renamed: bool = False):
     "Raise unless both tables tell the same: users, lengths and items, or items under other names"
     if not np.array_equal(a.user_ids, b.user_ids): raise ValueError(
@@ -54,8 +54,8 @@ def same_histories(a: Sequences, b: Sequences, renamed: bool = False):
     else: differ = int((a.item_ids[a.items - 1] != b.item_ids[b.items - 1]).sum())
     if not renamed and differ:
         raise ValueError(f'{a.name} and {b.name} differ in {differ:,} of {len(a.items):,} items')
-    if renamed and not differ == a.n_items == b.n_items:
-        raise ValueError(f'{a.name} and {b.name} differ: {a.n_items:,} and {b.n_items:,} items, {differ:,} pairs')
+    if renamed and not differ == a.n_items == b.n_items: raise ValueError(
+        f'{a.name} and {b.name} differ: {a.n_items:,} and {b.n_items:,} items, {differ:,} pairs')
 
 # %% ../../nbs/74c_analysis.pace.ipynb #f8ee7914
 def gaps_from(

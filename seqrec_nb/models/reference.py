@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TOP', 'BLOCK', 'LAYER', 'PERSON', 'MAMBA', 'FAMILIES', 'published', 'fitted', 'misfit', 'shape', 'shell_sizes',
            'inner_size', 'bank_sizes', 'rotary_sizes', 'bias_sizes', 'wavelet_sizes', 'mamba_sizes', 'PortedGRU',
-           'gru_sizes', 'load_reference']
+           'gru_sizes', 'maker', 'useful', 'load_reference']
 
-# %% ../../nbs/35b_models.reference.ipynb #84a7b4a5
+# %% ../../nbs/35b_models.reference.ipynb #72cd05c1
 import re
 import torch
 from torch import nn, Tensor
 from ..core import unknown
-from .base import create
+from .base import arguments, model_class
 from .window import Places, WindowModel
 
 # %% ../../nbs/35b_models.reference.ipynb #322ad2b5
@@ -144,7 +144,17 @@ FAMILIES = { # the source's name -> (our model, names, sizes)
     'pswrecv1111_residual_dynamic': ('pswrec_v1111', PERSON, bias_sizes),
     'vmamba': ('pswrec_vmamba', MAMBA, mamba_sizes)}
 
-# %% ../../nbs/35b_models.reference.ipynb #8357d9cb
+# %% ../../nbs/35b_models.reference.ipynb #e2b664cb
+def maker(name): return model_class(name) if isinstance(name, str) else name
+
+def useful(family: str, config: dict) -> dict:
+    "The settings that this family has; TypeError for one that no family has"
+    known = {k for name, _, _ in FAMILIES.values() for k in arguments(maker(name))}
+    for k in config:
+        if k not in known: raise TypeError(unknown('setting', k, known))
+    return {k: v for k, v in config.items() if k in arguments(maker(FAMILIES[family][0]))}
+
+# %% ../../nbs/35b_models.reference.ipynb #99582a8f
 def load_reference(family: str,  # sasrec, bsarec, wearec, pswrecv13_norot, … (the keys of FAMILIES)
                    state_dict: dict, # the source's names -> tensors or arrays
                    **config):    # what shapes do not say: n_heads, alpha, c, gate_tau, dilations, …
@@ -152,8 +162,8 @@ def load_reference(family: str,  # sasrec, bsarec, wearec, pswrecv13_norot, … 
     if family not in FAMILIES: raise ValueError(unknown('family', family, FAMILIES))
     name, within, sizes = FAMILIES[family]
     state = {k.removeprefix('module.'): torch.as_tensor(v) for k, v in state_dict.items()}
-    args = {**shell_sizes(state), **sizes(state), **config, 'as_published': True}
-    model = create(name, **args) if isinstance(name, str) else name(**args)
+    args = {**shell_sizes(state), **sizes(state), **useful(family, config), 'as_published': True}
+    model = maker(name)(**args)
     ours, wrong = fitted(model, state, within)
     if wrong:
         raise ValueError(f'these are not the weights of a {family} with {args}:\n  ' + '\n  '.join(wrong))
