@@ -1,21 +1,21 @@
 """What the runs of the phase family say, for nbs/results/06_phase: sums and means over users, never a user, never an item.
 
-    python benchmarks/phase_records.py RUNS [--out nbs/_results/phase] [--tables nbs/_results/phase/tables] [--cache RUNS/.records]
+    python benchmarks/phase_records.py RUNS [--out nbs/_results/phase] [--cache RUNS/.records]
 
-RUNS holds folders of runs (as `seqrec grid TABLE --out RUNS/TABLE` makes them) and the tables themselves, RUNS/TABLE.csv. Everything
-that is finished is read, what is not is listed as missing, so the command may be repeated at any time; rankings that it has to make
+RUNS holds folders of runs (as `seqrec grid TABLE --out RUNS/TABLE` makes them) and perhaps the tables, RUNS/TABLE.csv. Everything
+that is finished is read, what is not is listed as missing (of these tables and the library's own), so the command may be repeated at any time; rankings that it has to make
 (models without a part, histories with an item exchanged) are kept in the cache, by the sha256 of the checkpoint. One file a subject:
 
-    tracker-DATA.json      the rows against the base and against the requirement's best; slopes; what is missing
+    tracker-DATA.json      the rows against their control and against the requirement's best; slopes; what is missing
     curves-DATA.json       validation by epoch
-    prefix-DATA.json       the folder RUNS/prefix: training on prefixes against training on all positions
+    training-DATA.json     models trained in more than one way: seconds, epochs, what came of it
     ablation-DATA.json     parts turned off in the stored best checkpoints
     looks-DATA.json        strengths, amplitudes, speeds of phases; pictures of one model and one invented history
     sensitivity-DATA.json  one of the last items exchanged
     pace-DATA.json         users with short and long times between their items
     checkpoints.json       path, size, sha256, epoch and commit of every run
 """
-import argparse, json, os
+import argparse, os
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
@@ -26,7 +26,7 @@ from seqrec_nb.analysis.sensitivity import disturbed, octaves
 from seqrec_nb.analysis.significance import contrast, holm, level, mean_test, over_seeds, per_seed
 from seqrec_nb.callbacks import read_history
 from seqrec_nb.cells import read_seeds
-from seqrec_nb.compare import STRICT, comparison, differing
+from seqrec_nb.compare import STRICT, but_seed, comparison, differing
 from seqrec_nb.core import fold
 from seqrec_nb.data import EvalLoader
 from seqrec_nb.designs import TABLES
@@ -39,7 +39,7 @@ from seqrec_nb.runs import read_json
 import seqrec_nb.designs_phase                                    # its tables
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'_results'/'phase'
-BASE, BEST, APART, METRIC = 'sasrec_bsa', 'norot_-5', ('prefix',), 'NDCG@10'
+BASE, BEST, METRIC = 'sasrec_bsa', 'norot_-5', 'NDCG@10'    # the control (a row and its model), the requirement's best
 TIMES = {'lastfm': 'timed/LastFM_with_dates.tsv', 'beauty': 'timed/Beauty_timedelta.txt',
          'sports': 'timed/Sports_and_Outdoors_timedelta.txt', 'toys': 'timed/Toys_and_Games_timedelta.txt'}
 
@@ -64,27 +64,43 @@ def find(root: Path) -> list[Run]:
     return found
 
 def wanted(root: Path) -> dict:
-    "{(table, data): {row: seeds}} of the tables in the folder, and of the library's own"
+    "{data: {row: seeds}} of the library's own tables and of those in the folder"
     found = {}
-    for source in [*sorted(root.glob('*.csv')), 'phase', 'phase-beauty']:
-        name, _, frame = open_table(source)
-        for cells in frame.to_dict('records'):
-            seeds = read_seeds(cells.get('seeds') or 0)
-            found.setdefault((name, Path(cells['data']).stem), {}).setdefault(cells['name'], seeds)
+    for source in ['phase', 'phase-beauty', *sorted(root.glob('*.csv'))]:
+        for cells in open_table(source)[2].to_dict('records'):
+            of = found.setdefault(Path(cells['data']).stem, {})
+            of[cells['name']] = sorted({*of.get(cells['name'], ()), *read_seeds(cells.get('seeds') or 0)})
     return found
+
+def named(runs: list) -> list[Run]:
+    "The same, where rows of one name that differ in their settings say which table they are of; the first keeps its name"
+    kind = lambda r: but_seed(r.path)
+    first = {}
+    for r in runs: first.setdefault((r.data, r.row), kind(r))
+    return [r if kind(r) == first[r.data, r.row] else r._replace(row=f'{r.row} ({r.table})') for r in runs]
 
 def rows_of(runs: list, order=()) -> dict: # order: names of rows
     "{row: {seed: path}}, the base first, then in the order given; of a seed that is there twice the first"
     found = {}
     for r in runs: found.setdefault(r.row, {}).setdefault(r.seed, r.path)
-    place = {n: k for k, n in enumerate([BASE, *order])}
-    return dict(sorted(found.items(), key=lambda x: (place.get(x[0], len(place)), x[0])))
+    place = {n: k for k, n in enumerate(dict.fromkeys([BASE, *order]))}
+    return {n: dict(sorted(s.items())) for n, s in sorted(found.items(), key=lambda x: (place.get(x[0], len(place)), x[0]))}
 
-def missing(runs: list, want: dict) -> dict: # want: {row: seeds}
+def missing(rows: dict, want: dict) -> dict: # want: {row: seeds}
     "{row: seeds without a result}"
-    have = {n: set(s) for n, s in rows_of(runs).items()}
-    left = {n: [s for s in seeds if s not in have.get(n, ())] for n, seeds in want.items()}
+    left = {n: [s for s in seeds if s not in rows.get(n, ())] for n, seeds in want.items()}
     return {n: s for n, s in left.items() if s}
+
+def settings(rows: dict) -> dict:
+    "{row: its experiment}"
+    return {n: read_json(next(iter(s.values()))/'experiment.json') for n, s in rows.items()}
+
+def regimes(rows: dict) -> dict:
+    "{how the rows were trained: rows}, the base's first; the control of that training leads each"
+    e, found = settings(rows), {}
+    for n in rows: found.setdefault(f"{e[n]['samples']} {e[n]['window'] or ''}".strip() + f", {e[n]['batch_size']}", []).append(n)
+    control = lambda n: (e[n]['model'] != BASE, [*rows].index(n))
+    return {k: {n: rows[n] for n in sorted(names, key=control)} for k, names in found.items()}
 
 # ---- comparisons ----
 
@@ -120,44 +136,49 @@ def slope(
     return dict(slope=float(each.mean()), interval=bootstrap(each.mean(0)), over_seeds=sure, p=mean_test(each.mean(0)),
                 seeds=len(each), settings=(x + 0).tolist())
 
-def slopes(found: dict, settings: dict) -> dict: # found: row -> Ranks by seed; settings: row -> experiment
+def slopes(found: dict, of_row: dict) -> dict: # found: row -> Ranks by seed; of_row: row -> experiment
     "Of the phase bias, and of the gate's threshold and width (per doubling), among rows that differ in nothing else"
     def of(model, name, take=float):
-        rows = [n for n, e in settings.items() if e['model'] == model and e.get(name) is not None]
+        rows = [n for n, e in of_row.items() if e['model'] == model and e.get(name) is not None]
         n = min((len(found[r]) for r in rows), default=0)
-        if len({settings[r][name] for r in rows}) < 2: return None
+        if len({of_row[r][name] for r in rows}) < 2: return None
         y = np.stack([per_seed(found[r][:n], METRIC) for r in rows])
-        return dict(rows=rows, **slope([take(settings[r][name]) for r in rows], y))
+        return dict(rows=rows, **slope([take(of_row[r][name]) for r in rows], y))
     made = dict(phase_bias=of('pswrec_v13_norot', 'phase_bias'), gate_tau=of('pswrec_softmag', 'gate_tau', np.log2),
                 gate_temperature=of('pswrec_softmag', 'gate_temperature', np.log2))
     made = {n: s for n, s in made.items() if s}
     for s, p in zip(made.values(), holm([s['p'] for s in made.values()])): s['holm'] = p
     return made
 
-def tracker(runs: list, want: dict) -> dict:
-    "The rows of one data set"
-    rows = rows_of(runs, want)
-    settings = {n: read_json(next(iter(s.values()))/'experiment.json') for n, s in rows.items()}
-    out = dict(data=runs[0].data, rows={n: {k: v for k, v in e.items() if k not in ('seed', 'name', 'device')} for n, e in settings.items()},
-               missing=missing(runs, want))
-    m = read_metrics(runs[0].path)
-    out |= {k: m[k] for k in ('protocol', 'fingerprint', 'n_users', 'n_items', 'n_interactions')}
-    out['floors'] = {n: b['test_metrics'] for n, b in m['baselines'].items()}
+HIDDEN = 'seed', 'name', 'device', 'threads', 'preset', 'max_minutes', 'save_every'
+
+def tracker(rows: dict, data: str, want: dict) -> dict:
+    "The rows of one data set, compared with the control that was trained as they were, and with the base"
+    e, found, paths = settings(rows), loaded(rows), {n: [*s.values()] for n, s in rows.items()}
+    m = read_metrics(next(iter(paths.values()))[0])
+    out = dict(data=data, **{k: m[k] for k in ('protocol', 'fingerprint', 'n_users', 'n_items', 'n_interactions')},
+               floors={n: b['test_metrics'] for n, b in m['baselines'].items()}, missing=missing(rows, want), rows={})
     for n, s in rows.items():
         of = [read_metrics(p) for p in s.values()]
-        out['rows'][n] |= dict(seeds=[*s], parameters=of[0]['parameters'], best_epochs=[x['best_epoch'] for x in of],
-                               stopped=[x['stopped'] for x in of], valid=[x['valid_metrics'][METRIC] for x in of],
-                               test={k: [x['test_metrics'][k] for x in of] for k in of[0]['test_metrics']})
-    if BASE in rows: out['comparison'] = compared(rows)
-    own = {n: s for n, s in rows.items() if settings[n]['model'].startswith('psw')}
-    if BEST in own: out['against_best'] = compared({BEST: own.pop(BEST), **own})
-    out['slopes'] = slopes(loaded(rows), settings)
+        out['rows'][n] = {k: v for k, v in e[n].items() if k not in HIDDEN} | dict(
+            seeds=[*s], parameters=of[0]['parameters'], best_epochs=[x['best_epoch'] for x in of], stopped=[x['stopped'] for x in of],
+            valid=[x['valid_metrics'][METRIC] for x in of], levels={k: level(per_seed(found[n], k), k) for k in ('HR@10', METRIC)},
+            test={k: [x['test_metrics'][k] for x in of] for k in of[0]['test_metrics']})
+    parts = regimes(rows)
+    out['regimes'] = {k: compared(x) for k, x in parts.items() if len(x) > 1 and e[next(iter(x))]['model'] == BASE}
+    if BASE not in rows: return out
+    own = next(x for x in parts.values() if BASE in x)
+    away = {n: s for n, s in rows.items() if n not in own}
+    if away: out['across'] = compared({BASE: rows[BASE], **away})
+    psw = {n: s for n, s in own.items() if e[n]['model'].startswith('psw') and n != BEST}
+    if psw and BEST in own: out['against_best'] = compared({BEST: own[BEST], **psw})
+    out['slopes'] = slopes({n: found[n] for n in own}, {n: e[n] for n in own})
     return out
 
-def curves(runs: list, want: dict) -> dict:
+def curves(rows: dict) -> dict:
     "{row: [validation by epoch, for each seed]}"
     of = lambda p: [h['valid'][METRIC] for h in read_history(p/'history.jsonl') if 'valid' in h]
-    return {n: plain([of(p) for p in s.values()], 3) for n, s in rows_of(runs, want).items()}
+    return {n: plain([of(p) for p in s.values()], 3) for n, s in rows.items()}
 
 # ---- training on prefixes ----
 
@@ -170,19 +191,18 @@ def training(path: Path) -> dict:
                 test=m['test_metrics'][METRIC], to_best=float(sum(x['seconds'] for x in h if x['epoch'] <= m['best_epoch'])),
                 curve=plain([v for _, v in valid], 4))
 
-def prefixes(apart: list, runs: list, want: dict) -> dict: # apart: runs of the table `prefix`
-    "Rows of the table and the rows of the same models that were trained on all positions, each against the latter"
-    model = {r.row: read_json(r.path/'experiment.json')['model'] for r in [*apart, *runs]}
-    full = {model[n]: n for n in (BASE, BEST) if n in model}
-    out = dict(rows={}, pairs={}, missing=missing(apart, want))
-    mine, theirs = rows_of(apart, want), rows_of(runs)
-    for n, s in mine.items():
-        if (base := full.get(model[n])) not in theirs: continue
-        both = sorted({*s} & {*theirs[base]})
-        out['rows'] |= {k: dict(settings=read_json(p[0]/'experiment.json'), runs=[training(x) for x in p])
-                        for k, p in ((base, [*theirs[base].values()]), (n, [*s.values()]))}
-        if both: out['pairs'][n] = dict(base=base, seeds=both, comparison=compared(
-            {base: {k: theirs[base][k] for k in both}, n: {k: s[k] for k in both}}))
+def trainings(rows: dict) -> dict:
+    "Models that were trained in more than one way: each row against the one that has the base's way"
+    e, ways = settings(rows), [*regimes(rows).values()]
+    key = lambda n: (e[n]['model'], e[n].get('phase_bias'))
+    first = {}
+    for n in (n for x in ways for n in x): first.setdefault(key(n), n)
+    pairs = {n: first[key(n)] for x in ways[1:] for n in x if first[key(n)] != n}
+    out = dict(rows={}, pairs={})
+    for n, base in pairs.items():
+        out['rows'] |= {k: dict(settings=e[k], runs=[training(p) for p in rows[k].values()]) for k in (base, n)}
+        both = sorted({*rows[n]} & {*rows[base]})
+        if both: out['pairs'][n] = dict(base=base, seeds=both, comparison=compared({k: {s: rows[k][s] for s in both} for k in (base, n)}))
     return out
 
 # ---- what needs the models ----
@@ -384,31 +404,27 @@ def checkpoints(runs: list, root: Path) -> list:
 
 def records(root: Path, cache: Cache):
     "(name, record) one after the other"
-    runs, want = find(root), wanted(root)
-    for data in dict.fromkeys(r.data for r in runs):
-        here = [r for r in runs if r.data == data and r.table not in APART]
-        apart = [r for r in runs if r.data == data and r.table in APART]
-        asked = {n: s for (table, d), rows in want.items() if d == data and table not in APART for n, s in rows.items()}
-        if here:
-            rows = rows_of(here, asked)
-            yield f'tracker-{data}', tracker(here, asked)
-            yield f'curves-{data}', curves(here, asked)
-        if apart: yield f'prefix-{data}', prefixes(apart, here, want.get((apart[0].table, data), {}))
-        if not here: continue
-        best = {n: {k: Best(Run('', n, k, p, data), cache) for k, p in sorted(s.items())} for n, s in rows.items()}
-        yield f'pace-{data}', timed(rows, here, data)
+    runs, want = named(find(root)), wanted(root)
+    for data in dict.fromkeys([*(r.data for r in runs), *want]):
+        rows = rows_of([r for r in runs if r.data == data], want.get(data, ()))
+        if not rows:
+            yield f'tracker-{data}', dict(data=data, rows={}, missing=want[data])
+            continue
+        yield f'tracker-{data}', tracker(rows, data, want.get(data, {}))
+        yield f'curves-{data}', curves(rows)
+        yield f'training-{data}', trainings(rows)
+        best = {n: {k: Best(Run('', n, k, p, data), cache) for k, p in s.items()} for n, s in rows.items()}
+        yield f'pace-{data}', timed(rows, data)
         yield f'ablation-{data}', ablations(best)
         yield f'looks-{data}', seen(best)
         yield f'sensitivity-{data}', sensitivities(best)
     yield 'checkpoints', dict(runs=checkpoints(runs, root))
-    for (table, data), rows in want.items():
-        if not any(r.data == data for r in runs): yield f'tracker-{data}', dict(data=data, rows={}, missing=rows)
 
-def timed(rows: dict, here: list, data: str) -> dict:
+def timed(rows: dict, data: str) -> dict:
     "Groups by pace, or why there are none"
     file = Path(os.environ.get('SEQREC_DATA', '.'))/TIMES.get(data, 'nowhere')
     if not file.exists(): return dict(refused=f'no times for {data}')
-    d = load_run(here[0].path)[1]
+    d = load_run(next(iter(next(iter(rows.values())).values())))[1]
     return dict(source=TIMES[data], **by_pace(rows, d, mean_gap(gaps_from(file, d.seqs), d.test)))
 
 def main(given=None):

@@ -2,27 +2,23 @@
 import copy
 from dataclasses import replace
 import numpy as np, pytest, torch
-import torch.nn.functional as F
 from conftest import needs_data
 from matplotlib.figure import Figure
 from seqrec_nb.analysis import phase as look
 from seqrec_nb.analysis.ablation import CUTS, ablate, ablation, parts, without
 from seqrec_nb.analysis.pace import (clocked, gaps, gaps_from, pace, paces, read_gaps, same_histories,
                                      user_gap)
-from seqrec_nb.analysis.sensitivity import Exchanged, before_after, octaves, sensitivity, substitutes
-from seqrec_nb.blocks.phase import PhaseBank, phase_step
-from seqrec_nb.core import Batch, fold, reseed
+from seqrec_nb.analysis.sensitivity import Exchanged, disturbed, octaves, sensitivity, substitutes
+from seqrec_nb.blocks.phase import PhaseBank
+from seqrec_nb.core import Batch, reseed
 from seqrec_nb.data.formats import DataError
 from seqrec_nb.data.loader import EvalLoader
 from seqrec_nb.data.planted import synthetic
 from seqrec_nb.data.sequences import Sequences
-from seqrec_nb.data.splits import Protocol, leave_one_out, load
+from seqrec_nb.data.splits import leave_one_out, load
 from seqrec_nb.metrics import Ranks, per_user
 from seqrec_nb.models.base import create
 from seqrec_nb.models.baselines import Markov, Popularity
-from seqrec_nb.models.frequency import BSARec, FMLPRec, WEARec        # registers them
-from seqrec_nb.models.pswmamba import PSWMamba
-from seqrec_nb.models.pswrec import PSWRec
 
 BANK = {'phase', 'imaginary'}
 NOROT = BANK | {'bias', 'amplitude'}
@@ -111,7 +107,6 @@ def test_unknown_parts_are_named():
 
 def test_ablation_of_several_seeds(data):
     loader = EvalLoader(data.test, L)
-    models = [made('pswrec_v13_norot') for _ in range(2)]
     models = [create('pswrec_v13_norot', data.n_items, d_model=16, max_len=L, init_std=.5) for _ in range(2)]
     found = [ablate(m, loader, ['bias', 'bias+amplitude']) for m in models]
     assert list(found[0]) == ['whole', 'bias', 'bias+amplitude']
@@ -265,7 +260,7 @@ def test_the_exchange_depends_on_the_user_alone(data):
 def test_before_and_after_ask_the_same(data):
     reseed(0, 'before')
     m = create('pswrec_v13_norot', data.n_items, d_model=16, max_len=L, init_std=.5)
-    found = before_after(m, EvalLoader(data.test, L), (1, 9))
+    found = disturbed(m, EvalLoader(data.test, L), (1, 9))
     for k, (a, b) in found.items():
         assert (a.user == b.user).all() and (a.n_candidates == b.n_candidates).all() and (a.target == b.target).all()
         assert (a.length >= k).all() and len(a) == (data.test.length >= k).sum()
@@ -329,7 +324,7 @@ def test_thirds_of_users():
     r = Ranks(np.arange(n), np.arange(n) + 5, np.ones(n), np.arange(n) % 20, np.zeros(n), np.full(n, 30))
     seconds = np.r_[np.arange(n - 1.) * 86_400, np.nan]                 # the last has no pace
     found = pace({'a': [r, r], 'b': replace(r, above=r.above * (seconds[r.user] < 1e5))}, seconds, 'HR@10').set_index(['group', 'model'])
-    assert found.n.xs('a', level='model').tolist() == [30, 29, 30, 89] or found.n.xs('a', level='model').sum() == 2 * 89
+    assert found.n.xs('a', level='model').tolist() == [30, 30, 29, 89]
     assert found['mean']['slow', 'b'] == 1 and found['mean']['fast', 'a'] == per_user(r.where(np.arange(30)), 'HR@10').mean()
     assert found.days['fast', 'a'] == 29 and found.length['fast', 'a'] == np.median(np.arange(30) + 5)
     low, high = found.low['fast', 'a'], found.high['fast', 'a']
@@ -344,9 +339,7 @@ def test_equal_paces_stay_together():
     with pytest.raises(ValueError, match='no user'): paces(clocked(r, np.full(n, np.nan)))
 
 @needs_data
-@pytest.mark.parametrize('name, file', [('LastFM', 'LastFM_with_dates.tsv'), ('Beauty', 'Beauty_timedelta.txt'),
-                                        ('Sports_and_Outdoors', 'Sports_and_Outdoors_timedelta.txt'),
-                                        ('Toys_and_Games', 'Toys_and_Games_timedelta.txt')])
+@pytest.mark.parametrize('name, file', [('LastFM', 'LastFM_with_dates.tsv'), ('Beauty', 'Beauty_timedelta.txt')])
 def test_the_clocks_of_the_real_files_fit(name, file, data_dir):
     if not (data_dir/'timed'/file).exists(): pytest.skip(f'no {file}')
     d = load(data_dir/'sequences'/f'{name}.txt', 'P-bsa')

@@ -274,7 +274,7 @@ def test_bfloat16_autocast_is_close():
     m, x = MambaBlock(16, 8), torch.randn(4, 50, 16)
     with torch.autocast('cpu', torch.bfloat16): y = m(x)
     y.float().sum().backward()
-    assert y.isfinite().all() and float((y - m(x)).norm() / m(x).norm()) < .02
+    assert y.isfinite().all() and float((y - m(x)).detach().norm() / m(x).detach().norm()) < .02
     assert all(p.grad.isfinite().all() for p in m.parameters())
 
 # ---- the model ----
@@ -347,7 +347,7 @@ def test_aligned_windows_give_the_same_when_padding_is_masked():
     right = m(b).h
     m.aligned = True
     left = m(b).h
-    for r, n in enumerate(b.mask.sum(1).tolist()): assert n == 0 or apart(left[r, n - 1], right[r, n - 1]) < .3
+    for r, n in enumerate(b.mask.sum(1).tolist()): assert n == 0 or apart(left[r, n - 1], right[r, n - 1]) < 1e-5
 
 @pytest.mark.parametrize('L', [1, 2, 12])
 @pytest.mark.parametrize('published', [False, True])
