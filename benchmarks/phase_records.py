@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from seqrec_nb.analysis.ablation import ablate, ablation, parts, without
-from seqrec_nb.analysis.pace import clocked, gaps_from, paces
+from seqrec_nb.analysis.pace import clocked, gaps_from, paces, user_gap
 from seqrec_nb.analysis.phase import amplitudes, attending, attention_of, looks, phase_speed, phases_of, responses, strengths
 from seqrec_nb.analysis.sensitivity import disturbed, octaves
 from seqrec_nb.analysis.significance import contrast, holm, level, mean_test, over_seeds, per_seed
@@ -98,7 +98,9 @@ def settings(rows: dict) -> dict:
 def regimes(rows: dict) -> dict:
     "{how the rows were trained: rows}, the base's first; the control of that training leads each"
     e, found = settings(rows), {}
-    for n in rows: found.setdefault(f"{e[n]['samples']} {e[n]['window'] or ''}".strip() + f", {e[n]['batch_size']}", []).append(n)
+    for n, x in e.items():
+        way = f"{x['samples']} positions, {x['window']} window" if x['samples'] == 'all' else x['samples']
+        found.setdefault(f"{way}, batch {x['batch_size']}", []).append(n)
     control = lambda n: (e[n]['model'] != BASE, [*rows].index(n))
     return {k: {n: rows[n] for n in sorted(names, key=control)} for k, names in found.items()}
 
@@ -367,13 +369,6 @@ def sensitivities(best: dict) -> dict: # {row: {seed: Best}}
     for g, p in zip(gaps, holm([g['p'] for g in gaps]) if gaps else ()): g['holm'] = p
     return plain(out)
 
-def mean_gap(gap: np.ndarray, split) -> np.ndarray:
-    "(n_users,) mean seconds between the items of a history; NaN for users with fewer than two. (In months the median is nearly always 0.)"
-    out = np.full(split.seqs.n_users, np.nan)
-    for u, a, b in zip(split.user, split.start, split.stop):
-        if b - a > 1: out[u] = gap[a + 1:b].mean()
-    return out
-
 def by_pace(rows: dict, data, seconds: np.ndarray) -> dict: # rows: {row: {seed: path}}
     "Fast, medium and slow users: how many, how fast, each row's metric there, and its difference to the base"
     timed = {n: [clocked(r, seconds) for r in of] for n, of in loaded(rows).items()}
@@ -421,11 +416,11 @@ def records(root: Path, cache: Cache):
     yield 'checkpoints', dict(runs=checkpoints(runs, root))
 
 def timed(rows: dict, data: str) -> dict:
-    "Groups by pace, or why there are none"
+    "Groups by pace (mean days: in months the median is nearly always 0), or why there are none"
     file = Path(os.environ.get('SEQREC_DATA', '.'))/TIMES.get(data, 'nowhere')
     if not file.exists(): return dict(refused=f'no times for {data}')
     d = load_run(next(iter(next(iter(rows.values())).values())))[1]
-    return dict(source=TIMES[data], **by_pace(rows, d, mean_gap(gaps_from(file, d.seqs), d.test)))
+    return dict(source=TIMES[data], **by_pace(rows, d, user_gap(gaps_from(file, d.seqs), d.test, 'mean')))
 
 def main(given=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

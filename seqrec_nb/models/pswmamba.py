@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['speed', 'PhaseMamba', 'PSWMamba', 'pswrec_vmamba']
 
-# %% ../../nbs/35_models.pswmamba.ipynb #d4550431
+# %% ../../nbs/35_models.pswmamba.ipynb #54ce59a6
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..blocks.modulation import StepModulator, modulate
-from ..blocks.phase import PhaseBank, Phases
+from ..blocks.phase import Phases
 from ..blocks.ssm import MambaBlock
 from .base import register_model
-from .pswrec import sizes
+from .pswrec import bank_of
 from .window import WindowModel
 
 # %% ../../nbs/35_models.pswmamba.ipynb #9677360b
@@ -34,7 +34,7 @@ class PhaseMamba(MambaBlock):
         y = super().forward(x, None if places.live else places.real, speed(phases), shift, places.last)
         return self.norm(y + places.pick(x))
 
-# %% ../../nbs/35_models.pswmamba.ipynb #43fe70f4
+# %% ../../nbs/35_models.pswmamba.ipynb #a98510f1
 @register_model
 class PSWMamba(WindowModel):
     "State-space layers steered by local phases of the history"
@@ -50,22 +50,13 @@ class PSWMamba(WindowModel):
                  as_published: bool = False, init_std: float = .02):
         norms = input_norms or 1 + as_published
         super().__init__(n_items, d_model, n_blocks, max_len, dropout, norms, as_published, init_std)
-        self.bank = self._bank(n_bands, sizes(kernels), sizes(dilations))
+        self.bank = bank_of(d_model, n_bands, kernels, dilations, as_published)
         self.n_bands, self.change = n_bands, StepModulator(d_model, n_bands)
         self.gamma = nn.Parameter(torch.full((n_bands,), -3.))
         layer = lambda: PhaseMamba(d_model, n_bands, d_state, d_conv, expand)
         self.blocks = nn.ModuleList(layer() for _ in range(n_blocks))
         own = [] if as_published else [block.dt_proj for block in self.blocks]
         self.start(self.change, *own)
-
-# %% ../../nbs/35_models.pswmamba.ipynb #90fd8b32
-@patch
-def _bank(self: PSWMamba, n_bands, kernels, dilations):
-    "The bands that are used; the source makes all"
-    if not 1 <= n_bands <= min(len(kernels), len(dilations)):
-        raise ValueError(f'{n_bands} bands need as many kernels and dilations: got {kernels} and {dilations}')
-    used = slice(None if self.as_published else n_bands)
-    return PhaseBank(self.d_model, kernels[used], dilations[used])
 
 # %% ../../nbs/35_models.pswmamba.ipynb #1a861600
 @patch
