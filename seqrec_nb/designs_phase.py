@@ -34,9 +34,9 @@ pswrec_v1111_literal,pswrec_v1111_literal,lastfm,P-bsa,50,150,12,1,32,.001,ce,al
 pswrec_vmamba,pswrec_vmamba,lastfm,P-bsa,50,150,12,1,32,.001,ce,all,random,0-4,,,,
 '''
 
-# %% ../nbs/81d_designs_phase.ipynb #151abe65
+# %% ../nbs/81d_designs_phase.ipynb #d5354658
 TABLES['phase-prefix'] = '''\
-# The papers' training (prefixes of the last 50 items): filters, wavelets and phases against attention, corrected models
+# The papers' training, prefixes of the last 50 items: filters and phases against attention, corrected models
 name,model,data,protocol,max_len,epochs,patience,eval_every,batch_size,lr,loss,samples,window,seeds,\
 n_heads,alpha,c,phase_bias
 sasrec_prefix,sasrec_bsa,lastfm,P-bsa,50,150,12,1,256,.001,ce,prefix_bsa,,0-4,4,,,
