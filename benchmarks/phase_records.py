@@ -66,7 +66,7 @@ def find(root: Path) -> list[Run]:
 def wanted(root: Path) -> dict:
     "{data: {row: seeds}} of the library's own tables and of those in the folder"
     found = {}
-    for source in ['phase', 'phase-beauty', *sorted(root.glob('*.csv'))]:
+    for source in ['phase', 'phase-prefix', 'phase-beauty', *sorted(root.glob('*.csv'))]:
         for cells in open_table(source)[2].to_dict('records'):
             of = found.setdefault(Path(cells['data']).stem, {})
             of[cells['name']] = sorted({*of.get(cells['name'], ()), *read_seeds(cells.get('seeds') or 0)})
